@@ -1,0 +1,330 @@
+"""IndRNNCell: one step of the Independently Recurrent Neural Network.
+
+This file stands alone: copy it into a project, or install and import it.
+"""
+
+import math
+import numbers
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class RecurrentBound(keras.constraints.Constraint):
+    """Keeps every weight's magnitude in `[min_abs, max_abs]`, and its sign.
+
+    Weights inside are left as they are; zero counts as positive. IndRNNCell
+    makes one of these from `recurrent_min_abs` and `recurrent_max_abs`.
+
+    Arguments:
+        min_abs: The smallest magnitude, a number >= 0. Default: 0.0.
+        max_abs: The largest magnitude, a number >= `min_abs`, or None for no
+            upper bound. 0.0 is a bound like any other. Default: None.
+
+    Raises:
+        ValueError, TypeError: If a bound is no number, negative, not finite,
+            or `min_abs` > `max_abs`.
+    """
+
+    def __init__(self, min_abs=0.0, max_abs=None):
+        _check_number("recurrent_min_abs", min_abs)
+        if max_abs is not None:
+            _check_number("recurrent_max_abs", max_abs)
+            if min_abs > max_abs:
+                raise ValueError(
+                    "`recurrent_min_abs` must be at most `recurrent_max_abs`, "
+                    f"got {min_abs} and {max_abs}"
+                )
+        self.min_abs = min_abs
+        self.max_abs = max_abs
+
+    def __call__(self, w):
+        w = ops.convert_to_tensor(w)
+        if self.max_abs is not None:
+            w = ops.clip(w, -self.max_abs, self.max_abs)
+        if self.min_abs > 0:
+            sign = ops.where(w < 0, -ops.ones_like(w), ops.ones_like(w))
+            w = sign * ops.maximum(ops.abs(w), self.min_abs)
+        return w
+
+    def in_use(self, w):
+        """`self(w)` with the gradient of `w` itself.
+
+        The gradient of clipping alone is zero outside the bound: a weight
+        that starts there could never return.
+        """
+        if self.min_abs == 0 and self.max_abs is None:
+            return w
+        w = ops.convert_to_tensor(w)
+        # w - w carries the gradient; as a value it is exactly zero.
+        return ops.stop_gradient(self(w)) + (w - ops.stop_gradient(w))
+
+    def get_config(self):
+        return {"min_abs": self.min_abs, "max_abs": self.max_abs}
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class IndRNNCell(keras.layers.SimpleRNNCell):
+    """One step of an IndRNN: each neuron remembers only itself.
+
+        h_t = activation(x_t @ kernel + recurrent_kernel * h_{t-1} + bias)
+
+    where `*` is elementwise: neuron n has one recurrent weight u_n. Over T
+    steps its gradient scales with u_n^T, so that |u_n| <= 2^(1/T), given as
+    `recurrent_max_abs`, keeps even ReLU networks of many layers from
+    exploding, and |u_n| near 1 remembers. Source: arXiv 1803.04831, sections
+    3 and 4 (equations 2 and 5). The layer `IndRNN` of `ind_rnn.py` computes
+    whole sequences of the same steps many times faster.
+
+    Weights, with F input features and N units:
+        kernel: (F, N); absent with `use_kernel=False`.
+        recurrent_kernel: (N,).
+        bias: (N,); absent with `use_bias=False`.
+
+    Arguments:
+        units: N, a positive integer.
+        activation: A function, its Keras name, or None for none. Default:
+            "relu".
+        use_kernel: False if the inputs are already projected: then F must be
+            N, there is no kernel, and whatever is wanted (say, batch
+            normalization) stands between projection and recurrence. Default:
+            True.
+        use_bias: Whether to add a bias. Default: True.
+        kernel_initializer: Default: "glorot_uniform".
+        recurrent_initializer: Default: None, uniform over [0, 1]. Initial
+            values outside the bound are moved onto it.
+        bias_initializer: Default: "zeros".
+        kernel_regularizer, recurrent_regularizer, bias_regularizer:
+            Default: None.
+        kernel_constraint, recurrent_constraint, bias_constraint: Default:
+            None. The bound applies after `recurrent_constraint`.
+        recurrent_min_abs: Lower bound of |u|, a number >= 0; u = 0 counts as
+            positive. Default: 0.0.
+        recurrent_max_abs: Upper bound of |u|, a number >= 0, or None for no
+            bound. Default: None.
+        dropout: Fraction of the inputs to drop, in [0, 1); one mask for all
+            time steps. Default: 0.0.
+        recurrent_dropout: Fraction of h_{t-1} to drop, in [0, 1); one mask
+            for all time steps. Default: 0.0.
+        seed: Integer seed of the dropout masks, or None. Default: None.
+        **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
+
+    The bound `recurrent_min_abs <= |u| <= recurrent_max_abs` holds for the
+    weight in use at every step, whatever the optimizer; for initial and saved
+    values; and, where Keras applies constraints, for the variable itself.
+
+    Call arguments:
+        inputs: (B, F).
+        states: h_{t-1} of shape (B, N), or a list of it.
+        training: Whether to apply dropout. Default: False.
+
+    Returns:
+        h_t of shape (B, N), and the new state: h_t, in a list if `states`
+        was one.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range, or
+            inputs have a wrong shape.
+
+    Example:
+        >>> cells = [IndRNNCell(128, recurrent_max_abs=2 ** (1 / 784)),
+        ...          IndRNNCell(128, recurrent_max_abs=2 ** (1 / 784))]
+        >>> y = keras.layers.RNN(cells)(keras.ops.ones((2, 784, 1)))
+        >>> y.shape
+        TensorShape([2, 128])
+    """
+
+    def __init__(
+        self,
+        units,
+        activation="relu",
+        use_kernel=True,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        recurrent_initializer=None,
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        recurrent_regularizer=None,
+        bias_regularizer=None,
+        kernel_constraint=None,
+        recurrent_constraint=None,
+        bias_constraint=None,
+        recurrent_min_abs=0.0,
+        recurrent_max_abs=None,
+        dropout=0.0,
+        recurrent_dropout=0.0,
+        seed=None,
+        **kwargs,
+    ):
+        _check_integer("units", units, minimum=1)
+        if seed is not None:
+            _check_integer("seed", seed)
+        _check_bools(use_kernel=use_kernel, use_bias=use_bias)
+        _check_known(
+            keras.initializers.get,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+        )
+        _check_known(
+            keras.regularizers.get,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+        )
+        _check_known(
+            keras.constraints.get,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+        )
+        _check_known(keras.activations.get, activation=activation)
+        _check_number("dropout", dropout, below=1)
+        _check_number("recurrent_dropout", recurrent_dropout, below=1)
+        if recurrent_initializer is None:
+            recurrent_initializer = keras.initializers.RandomUniform(0.0, 1.0)
+        super().__init__(
+            units,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            seed=seed,
+            **kwargs,
+        )
+        self.use_kernel = use_kernel
+        self.bound = RecurrentBound(recurrent_min_abs, recurrent_max_abs)
+        self.recurrent_min_abs = recurrent_min_abs
+        self.recurrent_max_abs = recurrent_max_abs
+
+    def build(self, input_shape):
+        self._check_input(input_shape)
+        self.kernel = self.bias = None
+        if self.use_kernel:
+            self.kernel = self.add_weight(
+                shape=(input_shape[-1], self.units),
+                name="kernel",
+                initializer=self.kernel_initializer,
+                regularizer=self.kernel_regularizer,
+                constraint=self.kernel_constraint,
+            )
+        self.recurrent_kernel = self.add_weight(
+            shape=(self.units,),
+            name="recurrent_kernel",
+            initializer=self._initialize_recurrent_kernel,
+            regularizer=self.recurrent_regularizer,
+            constraint=self._constrain_recurrent_kernel,
+        )
+        if self.use_bias:
+            self.bias = self.add_weight(
+                shape=(self.units,),
+                name="bias",
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+        self.built = True
+
+    def call(self, inputs, states, training=False):
+        h = states[0] if isinstance(states, (list, tuple)) else states
+        if training and self.recurrent_dropout > 0:
+            h = h * self.get_recurrent_dropout_mask(h)
+        if training and self.dropout > 0:
+            inputs = inputs * self.get_dropout_mask(inputs)
+        h = self.project(inputs) + self.bounded_recurrent_kernel * h
+        if self.use_bias:
+            h = h + self.bias
+        h = self.activation(h)
+        return h, [h] if isinstance(states, (list, tuple)) else h
+
+    def project(self, inputs):
+        """W x of shape (..., N), for one step or for any number of them."""
+        self._check_input(inputs.shape)
+        return ops.matmul(inputs, self.kernel) if self.use_kernel else inputs
+
+    @property
+    def bounded_recurrent_kernel(self):
+        """u as every step uses it: within the bound, in the compute dtype."""
+        return self.bound.in_use(self.recurrent_kernel)
+
+    def get_initial_state(self, batch_size=None, inputs=None, dtype=None):
+        """Zeros of shape (batch_size, units), a bare tensor as TF1 wants it."""
+        if batch_size is None:
+            batch_size = ops.shape(inputs)[0]
+        return self.zero_state(batch_size, dtype or self.compute_dtype)
+
+    def zero_state(self, batch_size, dtype):
+        """`get_initial_state` in the words of TF1's RNNCell."""
+        dtype = keras.backend.standardize_dtype(dtype)
+        return ops.zeros((batch_size, self.units), dtype=dtype)
+
+    def save_own_variables(self, store):
+        # An optimizer that knows no constraints may have left the variable
+        # outside the bound: save the value in use.
+        self.recurrent_kernel.assign(self.bound(self.recurrent_kernel))
+        super().save_own_variables(store)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "use_kernel": self.use_kernel,
+            "recurrent_min_abs": self.recurrent_min_abs,
+            "recurrent_max_abs": self.recurrent_max_abs,
+        }
+
+    def _initialize_recurrent_kernel(self, shape, dtype=None):
+        return self.bound(self.recurrent_initializer(shape, dtype=dtype))
+
+    def _constrain_recurrent_kernel(self, w):
+        if self.recurrent_constraint is not None:
+            w = self.recurrent_constraint(w)
+        return self.bound(w)
+
+    def _check_input(self, shape):
+        if not self.use_kernel and shape[-1] != self.units:
+            raise ValueError(
+                "`inputs` must have as many features as `units` with "
+                f"`use_kernel=False`: expected {self.units}, "
+                f"got shape {tuple(shape)}"
+            )
+
+
+def _check_integer(name, value, minimum=None):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {value}")
+
+
+def _check_number(name, value, below=math.inf):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be a number, got {value!r}")
+    if not 0 <= value < below:
+        raise ValueError(f"`{name}` must be in [0, {below}), got {value}")
+
+
+def _check_bools(**arguments):
+    for name, value in arguments.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"`{name}` must be a bool, got {value!r}")
+
+
+def _check_known(get, **arguments):
+    for name, identifier in arguments.items():
+        try:
+            get(identifier)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{name}` must be None, a callable, or the name or config of "
+                f"one that Keras knows, got {identifier!r}"
+            ) from error
