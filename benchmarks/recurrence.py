@@ -1,0 +1,117 @@
+"""Time of recurrent layers beside a Dense layer: forward, and with backward.
+
+    python benchmarks/recurrence.py
+
+All layers read the same (B, T, N) array and are timed in one process, round
+robin; a figure is the median. The loss is sum(y * G) with a fixed random G, so
+that the loss itself costs next to nothing.
+"""
+
+import argparse
+import pathlib
+import platform
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ind_rnn import IndRNN
+from ind_rnn_cell import IndRNNCell
+
+LAYERS = {
+    "Dense + ReLU": lambda n: keras.layers.Dense(n, "relu"),
+    "IndRNN": lambda n: IndRNN(n, return_sequences=True, recurrent_max_abs=1.0),
+    "RNN(IndRNNCell)": lambda n: keras.layers.RNN(
+        IndRNNCell(n, recurrent_max_abs=1.0), return_sequences=True
+    ),
+    "SimpleRNN": lambda n: keras.layers.SimpleRNN(n, return_sequences=True),
+    "GRU": lambda n: keras.layers.GRU(n, return_sequences=True),
+    "LSTM": lambda n: keras.layers.LSTM(n, return_sequences=True),
+}
+
+
+def make_calls(layer, x, weights, jit):
+    """The layer's forward pass, and forward and backward pass, compiled."""
+    layer(x)
+    variables = [variable.value for variable in layer.trainable_variables]
+
+    @tf.function(jit_compile=jit)
+    def forward(x):
+        return layer(x)
+
+    @tf.function(jit_compile=jit)
+    def both(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(layer(x) * weights)
+        return tape.gradient(loss, [x, *variables])
+
+    return forward, both
+
+
+def medians(calls, x, rounds):
+    """Median seconds of each call, taking turns."""
+    seconds = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(3):
+            call(x)
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            tf.nest.flatten(call(x))[0].numpy()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(times)) for name, times in seconds.items()}
+
+
+def processor():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(": ")[1]
+    return platform.processor()
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--time-steps", type=int, default=784)
+    parser.add_argument("--units", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--jit", action="store_true", help="jit_compile=True")
+    args = parser.parse_args(argv)
+
+    shape = (args.batch, args.time_steps, args.units)
+    rng = np.random.default_rng(0)
+    x, weights = tf.constant(rng.normal(size=(2, *shape)), tf.float32)
+    calls = {}
+    for name, layer in LAYERS.items():
+        forward, both = make_calls(layer(args.units), x, weights, args.jit)
+        calls[name, "forward"], calls[name, "both"] = forward, both
+    seconds = medians(calls, x, args.rounds)
+
+    print(
+        f"(B, T, N) = {shape}, float32, median of {args.rounds}; "
+        f"{processor()}, {len(tf.config.list_logical_devices('CPU'))} device, "
+        f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
+        f"{', jit_compile=True' if args.jit else ''}\n"
+    )
+    print(
+        "| layer | forward, ms | x Dense | forward + backward, ms | x Dense |"
+    )
+    print("|---|---|---|---|---|")
+    for name in LAYERS:
+        cells = []
+        for part in ("forward", "both"):
+            ratio = seconds[name, part] / seconds["Dense + ReLU", part]
+            cells += [f"{1e3 * seconds[name, part]:.1f}", f"{ratio:.2f}"]
+        print(f"| {name} | {' | '.join(cells)} |")
+    for name in ("LSTM", "RNN(IndRNNCell)"):
+        ratio = seconds[name, "both"] / seconds["IndRNN", "both"]
+        print(f"\nforward + backward, {name} / IndRNN: {ratio:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""What the examples have in common: arguments, resumable training, results.
+
+Every example leaves in its `--out` directory:
+
+    arguments.json    what it was started with
+    checkpoint.keras  model and optimizer after the last whole epoch
+    history.csv       the metrics and cumulated seconds of every epoch
+    curve.png         their picture
+    result.json       at the end: arguments, metrics, steps, seconds
+"""
+
+import argparse
+import csv
+import json
+import os
+import pathlib
+import sys
+import time
+
+import keras
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+
+class UserError(Exception):
+    """What the user can mend: ends an example with one line and code 2."""
+
+
+def parser(description, name, models, **defaults):
+    """An ArgumentParser with the arguments that all examples share.
+
+    `defaults` maps `epochs`, `batch_size` and `learning_rate` to pairs of a
+    value and a remark on its source.
+    """
+    result = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def add(flag, default, text, **options):
+        result.add_argument(
+            flag,
+            default=default,
+            help=f"{text} (default: {default})",
+            **options,
+        )
+
+    add("--model", models[0], "the network", choices=models)
+    for option, (default, remark) in defaults.items():
+        flag, kind = "--" + option.replace("_", "-"), positive(type(default))
+        add(flag, default, remark, type=kind, metavar="N")
+    add("--seed", 1, "of weights, data and order", type=int)
+    add("--out", f"out/{name}", "where results go", metavar="DIR")
+    result.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint in --out, if there is one",
+    )
+    return result
+
+
+def positive(kind):
+    """An argparse type: an int or a float above zero."""
+
+    def convert(text):
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+        return value
+
+    convert.__name__ = f"positive {kind.__name__}"
+    return convert
+
+
+def run(main, argv):
+    """`main(argv)`, with a UserError as one line and exit code 2."""
+    try:
+        return main(argv)
+    except UserError as error:
+        print(
+            f"{pathlib.Path(sys.argv[0]).name}: error: {error}", file=sys.stderr
+        )
+        return 2
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches 0 ... steps - 1 of one epoch: `batch(step)` makes each."""
+
+    def __init__(self, batch, steps):
+        super().__init__()
+        self.batch, self.steps = batch, steps
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, step):
+        return self.batch(step)
+
+
+def train(args, build, batch, steps, **fit_options):
+    """Train for `args.epochs` epochs; leave a checkpoint after each.
+
+    What an epoch sees depends on `args.seed` and its number alone, and a
+    checkpoint holds all that changes, so that a resumed run ends where an
+    uninterrupted one does.
+
+    Arguments:
+        args: The parsed arguments.
+        build: () -> a compiled model.
+        batch: (epoch, step) -> one batch (x, y).
+        steps: Batches in an epoch.
+        **fit_options: Passed to `keras.Model.fit`.
+
+    Returns:
+        The model, and its history: a list with one dict for each epoch.
+    """
+    out = pathlib.Path(args.out)
+    model, history = _resume(out, vars(args)) if args.resume else (None, [])
+    if model is None:
+        keras.utils.set_random_seed(args.seed)
+        model = build()
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "checkpoint.keras").unlink(missing_ok=True)
+        _write(out / "arguments.json", json.dumps(vars(args), indent=2))
+    for epoch in range(len(history), args.epochs):
+        start = time.perf_counter()
+        logs = model.fit(
+            Batches(lambda step, epoch=epoch: batch(epoch, step), steps),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            shuffle=False,
+            verbose=1 if sys.stdout.isatty() else 2,
+            callbacks=[keras.callbacks.TerminateOnNaN()],
+            **fit_options,
+        ).history
+        seconds = time.perf_counter() - start
+        seconds += history[-1]["seconds"] if history else 0
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "steps": (epoch + 1) * steps,
+                "seconds": round(seconds, 1),
+                **{name: values[-1] for name, values in logs.items()},
+            }
+        )
+        # The history first: a resumed run drops what is ahead of its model.
+        _write_history(out / "history.csv", history)
+        _save(model, out / "checkpoint.keras")
+    return model, history
+
+
+def finish(args, history, metrics, curves, baseline=None, log=False):
+    """Write result.json and curve.png, and print the metrics.
+
+    `curves` are the columns of the history to draw, `baseline` a pair of a
+    value and its name, `log` a logarithmic axis.
+    """
+    out = pathlib.Path(args.out)
+    result = {
+        "arguments": vars(args),
+        "metrics": metrics,
+        "steps": history[-1]["steps"],
+        "seconds": history[-1]["seconds"],
+    }
+    _write(out / "result.json", json.dumps(result, indent=2))
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    for name in curves:
+        axes.plot(
+            [row["steps"] for row in history],
+            [row[name] for row in history],
+            label=name,
+        )
+    if baseline:
+        axes.axhline(baseline[0], color="gray", ls="--", label=baseline[1])
+    axes.set(xlabel="training steps", title=f"{out.name}: {args.model}")
+    axes.set_yscale("log" if log else "linear")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(out / "curve.png", dpi=120)
+    pyplot.close(figure)
+    print(json.dumps({**metrics, "seconds": result["seconds"]}))
+
+
+def _resume(out, arguments):
+    """The checkpointed model and its history, or (None, []) without one."""
+    checkpoint = out / "checkpoint.keras"
+    if not checkpoint.exists():
+        return None, []
+    try:
+        started = json.loads((out / "arguments.json").read_text())
+        model = keras.models.load_model(checkpoint)
+        with open(out / "history.csv", newline="") as file:
+            history = [
+                {key: float(value) for key, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{out} cannot be resumed: {error}") from error
+    changed = [
+        f"{name} was {started.get(name)}, is {value}"
+        for name, value in arguments.items()
+        if name != "resume" and started.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            "--resume needs the arguments of the first start: "
+            + "; ".join(changed)
+        )
+    steps = int(model.optimizer.iterations)
+    history = [row for row in history if row["steps"] <= steps]
+    for row in history:
+        row.update(epoch=int(row["epoch"]), steps=int(row["steps"]))
+    return model, history
+
+
+def _write_history(path, history):
+    temporary = path.with_name("_" + path.name)
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, history[-1])
+        writer.writeheader()
+        writer.writerows(history)
+    os.replace(temporary, path)
+
+
+def _write(path, text):
+    temporary = path.with_name("_" + path.name)
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
+
+
+def _save(model, path):
+    temporary = path.with_name("_" + path.name)
+    model.save(temporary)
+    os.replace(temporary, path)

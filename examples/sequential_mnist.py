@@ -1,0 +1,215 @@
+"""Sequential MNIST: the 784 pixels of a digit, one at a time.
+
+The network sees a digit pixel by pixel, row after row, and names it after the
+last one; `--permute` puts the pixels into one fixed random order first, which
+leaves only long-range structure. Source: arXiv 1803.04831, section 5.2.
+
+    python examples/sequential_mnist.py --data mnist.npz
+"""
+
+import functools
+import sys
+import zipfile
+import zlib
+
+import experiment
+import keras
+import numpy as np
+
+from ind_rnn import IndRNN
+
+TIME_STEPS = 784
+PERMUTATION_SEED = 92916  # the one of the DilatedRNN authors' code
+VALIDATION = 3000  # of the 60,000 training digits: 5 %, as in arXiv 1910.06251
+
+
+def load_mnist(path=None):
+    """(x_train, y_train), (x_test, y_test); images uint8 (count, 784).
+
+    From an npz file with these keys, or from `keras.datasets.mnist`.
+
+    Raises:
+        experiment.UserError: If they cannot be had.
+    """
+    try:
+        if path is None:
+            (x_train, y_train), (x_test, y_test) = (
+                keras.datasets.mnist.load_data()
+            )
+        else:
+            with np.load(path) as data:
+                x_train, y_train = data["x_train"], data["y_train"]
+                x_test, y_test = data["x_test"], data["y_test"]
+    except KeyError as error:
+        raise experiment.UserError(f"--data {path}: {error.args[0]}") from error
+    except (
+        OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error
+    ) as error:  # fmt: skip
+        raise experiment.UserError(f"--data {path}: {error}") from error
+    except Exception as error:
+        if path is not None:
+            raise
+        raise experiment.UserError(
+            f"MNIST cannot be downloaded, give it with --data PATH: {error}"
+        ) from error
+    for name, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if x.shape[1:] != (28, 28) or y.shape != x.shape[:1] or not len(x):
+            raise experiment.UserError(
+                f"--data {path}: expected x_{name} of shape (count, 28, 28) "
+                f"and y_{name} of shape (count,), got {x.shape} and {y.shape}"
+            )
+        if x.dtype != np.uint8 or y.dtype.kind not in "iu" or y.max() > 9:
+            raise experiment.UserError(
+                f"--data {path}: expected x_{name} of type uint8 and labels "
+                f"0 to 9, got {x.dtype} and {y.dtype}"
+            )
+    return (x_train.reshape(-1, TIME_STEPS), y_train), (
+        x_test.reshape(-1, TIME_STEPS),
+        y_test,
+    )
+
+
+def prepare(x, permutation=None):
+    """Pixels 0 ... 255 of shape (B, 784) to -1 ... 1 of shape (B, 784, 1)."""
+    x = x if permutation is None else x[:, permutation]
+    return (x[:, :, None] / 127.5 - 1).astype("float32")
+
+
+def build_model(args, steps):
+    """Recurrent layers, each followed by batch normalization, compiled."""
+    layers = [keras.Input((TIME_STEPS, 1))]
+    for index in range(args.layers):
+        last = index == args.layers - 1
+        options = {"units": args.units, "return_sequences": not last}
+        if args.model == "indrnn":
+            layers += ind_rnn_layer(last, args.dropout, **options)
+        else:
+            baselines = {
+                "lstm": keras.layers.LSTM,
+                "gru": keras.layers.GRU,
+                "rnn": keras.layers.SimpleRNN,
+            }
+            layers.append(baselines[args.model](**options))
+    layers.append(keras.layers.Dense(10))
+    model = keras.Sequential(layers)
+    warmup = min(500, steps // 2)
+    model.compile(
+        keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(
+                0.0,
+                steps - warmup,
+                warmup_target=args.learning_rate,
+                warmup_steps=warmup,
+            ),
+            global_clipnorm=1.0,
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=args.model == "indrnn",
+    )
+    return model
+
+
+def ind_rnn_layer(last, dropout, units, return_sequences):
+    """IndRNN, batch normalization, and dropout with one mask for all steps."""
+    bound = 2 ** (1 / TIME_STEPS)
+    layers = [
+        IndRNN(
+            units,
+            kernel_initializer="he_normal",
+            # The last layer keeps what it sees: its weights start near 1.
+            recurrent_initializer=keras.initializers.RandomUniform(
+                1 / bound if last else 0.0, bound
+            ),
+            recurrent_max_abs=bound,
+            return_sequences=return_sequences,
+        ),
+        keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5),
+    ]
+    if dropout > 0:
+        shape = (None, 1, units) if return_sequences else None
+        layers.append(keras.layers.Dropout(dropout, noise_shape=shape))
+    return layers
+
+
+def parse(argv):
+    parser = experiment.parser(
+        __doc__,
+        "sequential_mnist",
+        ("indrnn", "lstm", "gru", "rnn"),
+        epochs=(15, "passes over the 57,000 digits left for training"),
+        batch_size=(32, "digits in a batch; 32 in both papers"),
+        learning_rate=(1e-3, "of Adam, after 500 steps of warm-up, falling to "
+                       "0 along a cosine; the papers have 2e-4 and hundreds "
+                       "of epochs"),
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="PATH",
+        help="npz with x_train, y_train, x_test, y_test "
+        "(default: download it by keras.datasets.mnist)",
+    )  # fmt: skip
+    count = experiment.positive(int)
+    parser.add_argument(
+        "--layers", type=count, default=6, metavar="N",
+        help="(default: 6, as in arXiv 1803.04831)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--units", type=count, default=128, metavar="N",
+        help="in each layer (default: 128, as in the papers)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dropout", type=float, default=0.0, metavar="RATE",
+        help="after each IndRNN layer, one mask for all steps (default: 0.0, "
+        "better in few epochs; arXiv 1910.06251 has 0.1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--permute", action="store_true", help="one fixed order of the pixels"
+    )
+    args = parser.parse_args(argv)
+    if not 0 <= args.dropout < 1:
+        parser.error(f"--dropout must be in [0, 1), got {args.dropout}")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    (x, y), (x_test, y_test) = load_mnist(args.data)
+    permutation = None
+    if args.permute:
+        rng = np.random.default_rng(PERMUTATION_SEED)
+        permutation = rng.permutation(TIME_STEPS)
+    count = len(x) - min(VALIDATION, len(x) // 2)
+    steps = max(1, count // args.batch_size)
+
+    @functools.lru_cache(maxsize=1)
+    def order(epoch):
+        return np.random.default_rng([args.seed, epoch]).permutation(count)
+
+    def batch(epoch, step):
+        rows = order(epoch)[step * args.batch_size :][: args.batch_size]
+        return prepare(x[rows], permutation), y[rows]
+
+    model, history = experiment.train(
+        args,
+        lambda: build_model(args, args.epochs * steps),
+        batch,
+        steps,
+        validation_data=(prepare(x[count:], permutation), y[count:]),
+        validation_batch_size=200,
+    )
+    _, accuracy = model.evaluate(
+        prepare(x_test, permutation), y_test, batch_size=200, verbose=0
+    )
+    experiment.finish(
+        args,
+        history,
+        {
+            "validation_error": 1 - history[-1]["val_accuracy"],
+            "test_error": 1 - accuracy,
+        },
+        curves=("accuracy", "val_accuracy"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(experiment.run(main, None))

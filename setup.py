@@ -1,0 +1,31 @@
+"""Packaging: flat modules, to install or to copy."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+    name="indrnn",
+    version="1.0.0",
+    description=(
+        "Independently Recurrent Neural Networks for Keras 3: "
+        "deep, fast, and with a memory of thousands of steps"
+    ),
+    long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    py_modules=["ind_rnn_cell", "ind_rnn"],
+    python_requires=">=3.10",
+    install_requires=pathlib.Path("requirements.txt").read_text().split(),
+    extras_require={
+        "examples": ["matplotlib"],
+        "test": [
+            "hypothesis",
+            "matplotlib",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "tf_keras",
+        ],
+    },
+)
