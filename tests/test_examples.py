@@ -1,0 +1,253 @@
+"""The examples: their data, their files, resuming, and their errors."""
+
+import csv
+import json
+import pathlib
+
+import addition_rnn
+import experiment
+import keras
+import numpy as np
+import pytest
+import sequential_mnist
+
+
+def write_mnist(path, count=48, **changes):
+    """A small file of the right form: an image is brighter for a higher y."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        y = rng.integers(0, 10, count)
+        noise = rng.integers(0, 20, (count, 28, 28))
+        arrays[f"x_{part}"] = (noise + 25 * y[:, None, None]).astype("uint8")
+        arrays[f"y_{part}"] = y.astype("uint8")
+    np.savez(path, **{**arrays, **changes})
+    return str(path)
+
+
+def run(example, argv, capsys):
+    """Exit code and what was printed on stderr."""
+    code = experiment.run(example.main, argv)
+    return code, capsys.readouterr().err
+
+
+def history(out):
+    with open(out / "history.csv", newline="") as file:
+        return [
+            {k: float(v) for k, v in row.items() if k != "seconds"}
+            for row in csv.DictReader(file)
+        ]
+
+
+def weights(out):
+    model = keras.models.load_model(out / "checkpoint.keras")
+    return [v.numpy() for v in model.variables + model.optimizer.variables]
+
+
+def test_adding_batch():
+    x, y = addition_rnn.adding_batch(np.random.default_rng(1), 64, 11)
+    assert x.shape == (64, 11, 2) and y.shape == (64, 1)
+    assert (x[:, :5, 1].sum(axis=1) == 1).all()
+    assert (x[:, 5:, 1].sum(axis=1) == 1).all()
+    np.testing.assert_allclose((x[:, :, 0] * x[:, :, 1]).sum(1), y[:, 0])
+    assert 0 <= x.min() and x.max() <= 1
+
+
+ADDITION = ["--time-steps", "8", "--units", "8", "--steps-per-epoch", "5"]
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    path = write_mnist(tmp_path / "mnist.npz")
+    return ["--data", path, "--units", "4", "--layers", "2", "--permute"]
+
+
+@pytest.mark.parametrize("model", ["indrnn", "lstm", "gru", "rnn"])
+def test_addition_leaves_its_results(model, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = [*ADDITION, "--model", model, "--epochs", "2", "--out", str(out)]
+    addition_rnn.main(argv)
+    result = json.loads((out / "result.json").read_text())
+    assert result["arguments"]["model"] == model
+    assert result["steps"] == 10 and result["seconds"] > 0
+    rows = history(out)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert result["metrics"]["test_mse"] == rows[-1]["val_loss"]
+    assert (out / "curve.png").stat().st_size > 1000
+    assert not list(out.glob("_*"))
+
+
+def test_addition_learns(tmp_path):
+    argv = ["--time-steps", "8", "--units", "16", "--epochs", "8"]
+    addition_rnn.main([*argv, "--out", str(tmp_path)])
+    assert history(tmp_path)[-1]["val_loss"] < addition_rnn.BASELINE / 10
+
+
+@pytest.mark.parametrize("name", ["addition", "mnist"])
+def test_a_killed_run_resumes_to_the_same_end(
+    name, tmp_path, monkeypatch, mnist
+):
+    example = {"addition": addition_rnn, "mnist": sequential_mnist}[name]
+    argv = {"addition": ADDITION, "mnist": [*mnist, "--dropout", "0.2"]}[name]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    argv = [*argv, "--epochs", "3", "--out"]
+    example.main([*argv, str(whole)])
+
+    class Kill(BaseException):
+        pass
+
+    save, saved = experiment._save, []
+
+    def save_once(model, path):
+        if saved:
+            raise Kill
+        saved.append(save(model, path))
+
+    monkeypatch.setattr(experiment, "_save", save_once)
+    with pytest.raises(Kill):
+        example.main([*argv, str(killed)])
+    # History is one epoch ahead of the checkpoint: the worst moment.
+    assert len(history(killed)) == 2
+    monkeypatch.setattr(experiment, "_save", save)
+    example.main([*argv, str(killed), "--resume"])
+    assert history(killed) == history(whole)
+    for a, b in zip(weights(killed), weights(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_resume_without_a_checkpoint_starts(tmp_path):
+    argv = [*ADDITION, "--epochs", "1", "--out", str(tmp_path), "--resume"]
+    addition_rnn.main(argv)
+    assert len(history(tmp_path)) == 1
+
+
+def test_resume_refuses_other_arguments(tmp_path, capsys):
+    argv = [*ADDITION, "--epochs", "1", "--out", str(tmp_path)]
+    addition_rnn.main(argv)
+    argv += ["--resume", "--seed", "2"]
+    code, error = run(addition_rnn, argv, capsys)
+    assert code == 2
+    assert "seed was 1, is 2" in error and len(error.splitlines()) == 1
+
+
+def test_resume_refuses_a_broken_checkpoint(tmp_path, capsys):
+    argv = [*ADDITION, "--epochs", "1", "--out", str(tmp_path)]
+    addition_rnn.main(argv)
+    checkpoint = tmp_path / "checkpoint.keras"
+    broken = checkpoint.read_bytes()[:1000]
+    checkpoint.write_bytes(broken)
+    code, error = run(addition_rnn, [*argv, "--resume"], capsys)
+    assert code == 2 and "cannot be resumed" in error
+    assert checkpoint.read_bytes() == broken
+
+
+def test_seed_decides(tmp_path):
+    results = []
+    for index, seed in enumerate("112"):
+        out = tmp_path / str(index)
+        argv = [*ADDITION, "--epochs", "1", "--seed", seed, "--out", str(out)]
+        addition_rnn.main(argv)
+        results.append(weights(out)[0])
+    np.testing.assert_array_equal(results[0], results[1])
+    assert (results[0] != results[2]).any()
+
+
+@pytest.mark.parametrize("model", ["indrnn", "lstm"])
+def test_mnist_leaves_its_results(model, tmp_path, mnist):
+    argv = [*mnist, "--model", model, "--epochs", "1", "--batch-size", "8"]
+    sequential_mnist.main([*argv, "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["steps"] == 3  # 48 digits, half of them for validation
+    assert 0 <= result["metrics"]["test_error"] <= 1
+
+
+def test_prepare():
+    x = np.arange(2 * 784).reshape(2, 784).astype("uint8")
+    y = sequential_mnist.prepare(x)
+    assert y.shape == (2, 784, 1) and y.dtype == np.float32
+    assert y.min() == -1 and y.max() == 1
+    permutation = np.arange(784)[::-1]
+    permuted = sequential_mnist.prepare(x, permutation)
+    np.testing.assert_array_equal(permuted, y[:, ::-1])
+
+
+def test_last_layer_starts_near_one():
+    args = sequential_mnist.parse([])
+    model = sequential_mnist.build_model(args, 100)
+    bound = 2 ** (1 / 784)
+    layers = [x for x in model.layers if hasattr(x, "recurrent_max_abs")]
+    assert len(layers) == 6
+    for layer in layers:
+        u = layer.cell.recurrent_kernel.numpy()
+        assert layer.recurrent_max_abs == bound and u.max() <= bound
+        assert (u.min() >= 1 / bound) == (layer is layers[-1])
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, ["No such file"]),
+        (b"this is not an npz file", []),
+        ({"x_test": np.zeros((3, 5), "uint8")}, ["x_test", "(3, 5)"]),
+        ({"y_train": np.zeros(3, "uint8")}, ["y_train", "(3,)"]),
+        ({"x_train": np.zeros((48, 28, 28))}, ["x_train", "float64"]),
+        ({"y_test": np.full(48, 10)}, ["0 to 9"]),
+        ("x_train", ["x_train"]),
+        ("truncated", []),
+    ],
+)
+def test_broken_mnist_is_one_line(content, words, tmp_path, capsys):
+    path = tmp_path / "mnist.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, dict):
+        write_mnist(path, **content)
+    elif content == "truncated":
+        write_mnist(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif content is not None:
+        np.savez(path, x_test=np.zeros((1, 28, 28), "uint8"))
+    argv = ["--data", str(path), "--out", str(tmp_path / "out")]
+    code, error = run(sequential_mnist, argv, capsys)
+    assert code == 2 and len(error.splitlines()) == 1
+    assert "mnist.npz" in error
+    for word in words:
+        assert word in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "example, argv, word",
+    [
+        (addition_rnn, ["--time-steps", "1"], "time-steps"),
+        (addition_rnn, ["--epochs", "0"], "positive"),
+        (addition_rnn, ["--batch-size", "2.5"], "batch-size"),
+        (addition_rnn, ["--learning-rate", "-1"], "positive"),
+        (addition_rnn, ["--model", "cnn"], "model"),
+        (sequential_mnist, ["--dropout", "1"], "dropout"),
+    ],
+)
+def test_bad_arguments(example, argv, word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        example.main(argv)
+    assert stop.value.code == 2 and word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("example", [addition_rnn, sequential_mnist])
+def test_help_states_defaults(example, capsys):
+    with pytest.raises(SystemExit) as stop:
+        example.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    options = [line for line in text.splitlines() if line.startswith("  --")]
+    assert len(options) >= 8
+    assert text.count("default:") >= len(options) - 2  # --resume, --permute
+
+
+def test_real_mnist():
+    path = pathlib.Path(__file__).parents[2] / "shared/data/mnist.npz"
+    if not path.exists():
+        pytest.skip(f"needs the MNIST file {path.name}")
+    (x, y), (x_test, y_test) = sequential_mnist.load_mnist(path)
+    assert x.shape == (60000, 784) and x_test.shape == (10000, 784)
+    assert np.bincount(y).min() > 5000 and set(y_test) == set(range(10))
