@@ -1,0 +1,47 @@
+"""The README: its commands are the ones in use, and its snippets run."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def test_ci_calls_the_test_command():
+    _, test = blocks("bash")
+    assert test in (ROOT / ".ci/run").read_text()
+
+
+def test_snippets_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    assert len(blocks("python")) == 5
+    for snippet in blocks("python"):
+        exec(snippet, names)
+    assert names["model"].count_params() == 18314
+
+
+def test_tf1_snippet_runs():
+    pytest.importorskip("tf_keras")
+    (snippet,) = blocks("python tf1")
+    check = "\nassert output.shape == (2, 784, 128) and len(state) == 2\n"
+    subprocess.run(
+        [sys.executable, "-c", snippet + check],
+        env={**os.environ, "TF_USE_LEGACY_KERAS": "1"},
+        cwd=ROOT,
+        check=True,
+    )
+
+
+def test_pictures_exist():
+    pictures = re.findall(r"\]\((img/.*?)\)", README)
+    assert pictures and all((ROOT / path).exists() for path in pictures)
