@@ -7,7 +7,7 @@ letters: B batch, T time, F input features, N units.
 import keras
 from keras import ops
 
-from ind_rnn_cell import IndRNNCell, _check_bools
+from ind_rnn_cell import IndRNNCell, _check_bools, _check_known
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -144,6 +144,9 @@ class IndRNN(keras.layers.RNN):
             "zero_output_for_mask": zero_output_for_mask,
         }
         _check_bools(**flags)
+        _check_known(
+            keras.regularizers.get, activity_regularizer=activity_regularizer
+        )
         super().__init__(
             cell, activity_regularizer=activity_regularizer, **flags, **kwargs
         )
@@ -180,7 +183,7 @@ class IndRNN(keras.layers.RNN):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
-        if self.unroll or not _can_fuse(self.activation):
+        if self.unroll or not _can_fuse(self.cell):
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
             )
@@ -225,13 +228,13 @@ class IndRNN(keras.layers.RNN):
         return cls(**config)
 
 
-def _can_fuse(activation):
+def _can_fuse(cell):
     if tf is None or tf.config.functions_run_eagerly():
         return False
-    if activation in _PULLBACKS:
+    if cell.activation in _PULLBACKS:
         return True
     with tf.GradientTape() as tape:
-        activation(tf.zeros((1, 1)))
+        cell.activation(tf.zeros((1, cell.units), cell.compute_dtype))
     return not tape.watched_variables()
 
 
@@ -253,14 +256,17 @@ def _recurrence(a, u, b, h0, **options):
         h of shape (B, T, N), in the order of reading.
     """
 
+    u = tf.convert_to_tensor(u)
+    b = tf.zeros(a.shape[-1:], a.dtype) if b is None else b
+    b = tf.convert_to_tensor(b)
+    # What the backward pass need not know of a is not kept for it.
+    kept = () if options["activation"] in _PULLBACKS else (a,)
+
     @tf.custom_gradient
-    def recurrence(a, u, b, h0):
-        a, u, b, h0 = map(tf.stop_gradient, (a, u, b, h0))
-        h = _forward(a, u, b, h0, **options)
-        h.set_shape(a.shape)
-        # What the backward pass need not know of a is not kept for it.
-        kept = () if options["activation"] in _PULLBACKS else (a,)
-        return h, lambda g: backward(g, h, u, b, h0, *kept)
+    def recurrence(*arguments):
+        result = _forward(*map(tf.stop_gradient, arguments), **options)
+        result.set_shape(a.shape)
+        return result, lambda g: backward(g, h, u, b, h0, *kept)
 
     @tf.custom_gradient
     def backward(*arguments):
@@ -270,11 +276,10 @@ def _recurrence(a, u, b, h0, **options):
                 "for gradients of gradients pass `unroll=True`"
             )
 
-        arguments = map(tf.stop_gradient, arguments)
-        return _backward(*arguments, **options), second
+        return _backward(*map(tf.stop_gradient, arguments), **options), second
 
-    b = tf.zeros(a.shape[-1:], a.dtype) if b is None else b
-    return recurrence(a, tf.convert_to_tensor(u), tf.convert_to_tensor(b), h0)
+    h = recurrence(a, u, b, h0)
+    return h
 
 
 def _compiled(function):

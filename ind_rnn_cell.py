@@ -28,9 +28,9 @@ class RecurrentBound(keras.constraints.Constraint):
     """
 
     def __init__(self, min_abs=0.0, max_abs=None):
-        _check_number("recurrent_min_abs", min_abs)
+        min_abs = _number("recurrent_min_abs", min_abs)
         if max_abs is not None:
-            _check_number("recurrent_max_abs", max_abs)
+            max_abs = _number("recurrent_max_abs", max_abs)
             if min_abs > max_abs:
                 raise ValueError(
                     "`recurrent_min_abs` must be at most `recurrent_max_abs`, "
@@ -157,9 +157,8 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         seed=None,
         **kwargs,
     ):
-        _check_integer("units", units, minimum=1)
-        if seed is not None:
-            _check_integer("seed", seed)
+        units = _integer("units", units, minimum=1)
+        seed = None if seed is None else _integer("seed", seed)
         _check_bools(use_kernel=use_kernel, use_bias=use_bias)
         _check_known(
             keras.initializers.get,
@@ -180,8 +179,6 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             bias_constraint=bias_constraint,
         )
         _check_known(keras.activations.get, activation=activation)
-        _check_number("dropout", dropout, below=1)
-        _check_number("recurrent_dropout", recurrent_dropout, below=1)
         if recurrent_initializer is None:
             recurrent_initializer = keras.initializers.RandomUniform(0.0, 1.0)
         super().__init__(
@@ -197,15 +194,17 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             kernel_constraint=kernel_constraint,
             recurrent_constraint=recurrent_constraint,
             bias_constraint=bias_constraint,
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
+            dropout=_number("dropout", dropout, below=1),
+            recurrent_dropout=_number(
+                "recurrent_dropout", recurrent_dropout, below=1
+            ),
             seed=seed,
             **kwargs,
         )
         self.use_kernel = use_kernel
         self.bound = RecurrentBound(recurrent_min_abs, recurrent_max_abs)
-        self.recurrent_min_abs = recurrent_min_abs
-        self.recurrent_max_abs = recurrent_max_abs
+        self.recurrent_min_abs = self.bound.min_abs
+        self.recurrent_max_abs = self.bound.max_abs
 
     def build(self, input_shape):
         self._check_input(input_shape)
@@ -299,18 +298,20 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             )
 
 
-def _check_integer(name, value, minimum=None):
+def _integer(name, value, minimum=None):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"`{name}` must be an integer, got {value!r}")
     if minimum is not None and value < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, got {value}")
+    return int(value)
 
 
-def _check_number(name, value, below=math.inf):
+def _number(name, value, below=math.inf):
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number, got {value!r}")
     if not 0 <= value < below:
         raise ValueError(f"`{name}` must be in [0, {below}), got {value}")
+    return float(value)
 
 
 def _check_bools(**arguments):
