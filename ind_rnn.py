@@ -183,6 +183,11 @@ class IndRNN(keras.layers.RNN):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
+        if initial_state[0].shape[1:] != (self.units,):
+            raise ValueError(
+                f"`initial_state` must have shape (batch, {self.units}), "
+                f"got {tuple(initial_state[0].shape)}"
+            )
         if self.unroll or not _can_fuse(self.cell):
             return super().inner_loop(
                 sequences, initial_state, mask, training=training

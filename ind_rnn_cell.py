@@ -12,40 +12,41 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class RecurrentBound(keras.constraints.Constraint):
-    """Keeps every weight's magnitude in `[min_abs, max_abs]`, and its sign.
+    """Keeps every weight's magnitude within bounds, and its sign.
 
     Weights inside are left as they are; zero counts as positive. IndRNNCell
     makes one of these from `recurrent_min_abs` and `recurrent_max_abs`.
 
     Arguments:
-        min_abs: The smallest magnitude, a number >= 0. Default: 0.0.
-        max_abs: The largest magnitude, a number >= `min_abs`, or None for no
-            upper bound. 0.0 is a bound like any other. Default: None.
+        recurrent_min_abs: The smallest magnitude, a number >= 0. Default: 0.0.
+        recurrent_max_abs: The largest magnitude, a number >= the smallest, or
+            None for no bound. 0.0 is a bound like any other. Default: None.
 
     Raises:
         ValueError, TypeError: If a bound is no number, negative, not finite,
-            or `min_abs` > `max_abs`.
+            or the smallest is larger than the largest.
     """
 
-    def __init__(self, min_abs=0.0, max_abs=None):
-        min_abs = _number("recurrent_min_abs", min_abs)
-        if max_abs is not None:
-            max_abs = _number("recurrent_max_abs", max_abs)
-            if min_abs > max_abs:
+    def __init__(self, recurrent_min_abs=0.0, recurrent_max_abs=None):
+        self.recurrent_min_abs = _number("recurrent_min_abs", recurrent_min_abs)
+        self.recurrent_max_abs = None
+        if recurrent_max_abs is not None:
+            self.recurrent_max_abs = _number(
+                "recurrent_max_abs", recurrent_max_abs
+            )
+            if self.recurrent_min_abs > self.recurrent_max_abs:
                 raise ValueError(
                     "`recurrent_min_abs` must be at most `recurrent_max_abs`, "
-                    f"got {min_abs} and {max_abs}"
+                    f"got {recurrent_min_abs} and {recurrent_max_abs}"
                 )
-        self.min_abs = min_abs
-        self.max_abs = max_abs
 
     def __call__(self, w):
         w = ops.convert_to_tensor(w)
-        if self.max_abs is not None:
-            w = ops.clip(w, -self.max_abs, self.max_abs)
-        if self.min_abs > 0:
+        if self.recurrent_max_abs is not None:
+            w = ops.clip(w, -self.recurrent_max_abs, self.recurrent_max_abs)
+        if self.recurrent_min_abs > 0:
             sign = ops.where(w < 0, -ops.ones_like(w), ops.ones_like(w))
-            w = sign * ops.maximum(ops.abs(w), self.min_abs)
+            w = sign * ops.maximum(ops.abs(w), self.recurrent_min_abs)
         return w
 
     def in_use(self, w):
@@ -54,14 +55,17 @@ class RecurrentBound(keras.constraints.Constraint):
         The gradient of clipping alone is zero outside the bound: a weight
         that starts there could never return.
         """
-        if self.min_abs == 0 and self.max_abs is None:
+        if self.recurrent_min_abs == 0 and self.recurrent_max_abs is None:
             return w
         w = ops.convert_to_tensor(w)
         # w - w carries the gradient; as a value it is exactly zero.
         return ops.stop_gradient(self(w)) + (w - ops.stop_gradient(w))
 
     def get_config(self):
-        return {"min_abs": self.min_abs, "max_abs": self.max_abs}
+        return {
+            "recurrent_min_abs": self.recurrent_min_abs,
+            "recurrent_max_abs": self.recurrent_max_abs,
+        }
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
@@ -203,8 +207,8 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         )
         self.use_kernel = use_kernel
         self.bound = RecurrentBound(recurrent_min_abs, recurrent_max_abs)
-        self.recurrent_min_abs = self.bound.min_abs
-        self.recurrent_max_abs = self.bound.max_abs
+        self.recurrent_min_abs = self.bound.recurrent_min_abs
+        self.recurrent_max_abs = self.bound.recurrent_max_abs
 
     def build(self, input_shape):
         self._check_input(input_shape)
@@ -235,6 +239,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         self.built = True
 
     def call(self, inputs, states, training=False):
+        self._check_input(inputs.shape)
         h = states[0] if isinstance(states, (list, tuple)) else states
         if training and self.recurrent_dropout > 0:
             h = h * self.get_recurrent_dropout_mask(h)
@@ -248,7 +253,6 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
 
     def project(self, inputs):
         """W x of shape (..., N), for one step or for any number of them."""
-        self._check_input(inputs.shape)
         return ops.matmul(inputs, self.kernel) if self.use_kernel else inputs
 
     @property
@@ -268,9 +272,10 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         return ops.zeros((batch_size, self.units), dtype=dtype)
 
     def save_own_variables(self, store):
-        # An optimizer that knows no constraints may have left the variable
-        # outside the bound: save the value in use.
-        self.recurrent_kernel.assign(self.bound(self.recurrent_kernel))
+        if self.built:
+            # An optimizer that knows no constraints may have left the variable
+            # outside the bound: save the value in use.
+            self.recurrent_kernel.assign(self.bound(self.recurrent_kernel))
         super().save_own_variables(store)
 
     def get_config(self):
@@ -290,6 +295,11 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         return self.bound(w)
 
     def _check_input(self, shape):
+        if len(shape) != 2:
+            raise ValueError(
+                "`inputs` must have shape (batch, features), "
+                f"got {tuple(shape)}"
+            )
         if not self.use_kernel and shape[-1] != self.units:
             raise ValueError(
                 "`inputs` must have as many features as `units` with "

@@ -745,6 +745,17 @@ def test_other_shape_after_building(shape):
         layer(np.ones(shape))
 
 
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("shape", [(B, N + 1), (N,), (B, T, N)])
+def test_initial_state_of_wrong_shape_is_named(shape, unroll):
+    layer = IndRNN(N, unroll=unroll)
+    with pytest.raises(ValueError) as caught:
+        layer(np.ones((B, T, F)), initial_state=np.ones(shape))
+    message = str(caught.value)
+    assert f"`initial_state` must have shape (batch, {N})" in message
+    assert str(shape) in message
+
+
 @pytest.mark.parametrize("flag", OF_LAYER)
 @pytest.mark.parametrize("value", [0, 1, None, "yes", []])
 def test_flags_must_be_bools(flag, value):

@@ -490,7 +490,10 @@ def test_bound_serializes(low, high):
     saved = keras.saving.serialize_keras_object(bound)
     loaded = keras.saving.deserialize_keras_object(saved)
     assert type(loaded) is RecurrentBound
-    assert loaded.get_config() == {"min_abs": low, "max_abs": high}
+    assert loaded.get_config() == {
+        "recurrent_min_abs": low,
+        "recurrent_max_abs": high,
+    }
 
 
 @pytest.mark.parametrize(
@@ -582,3 +585,22 @@ def test_wrong_width_without_kernel_is_named(width):
         message = str(caught.value)
         assert "`inputs`" in message and "use_kernel=False" in message
         assert f"expected {N}" in message and f"({B}, {width})" in message
+
+
+@pytest.mark.parametrize("shape", [(F,), (B, 7, F)])
+def test_wrong_rank_is_named(shape):
+    cell = IndRNNCell(N)
+    for make in (
+        lambda: cell.build(shape),
+        lambda: made()(ops.ones(shape), ops.ones((B, N))),
+    ):
+        with pytest.raises(ValueError) as caught:
+            make()
+        assert "`inputs` must have shape (batch, features)" in str(caught.value)
+        assert str(shape) in str(caught.value)
+
+
+def test_a_cell_without_weights_saves_nothing():
+    store = {}
+    IndRNNCell(N).save_own_variables(store)
+    assert store == {}
