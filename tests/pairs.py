@@ -1,0 +1,193 @@
+"""What the tests of IndRNN share: cases, data, and pairs of equal layers."""
+
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from ind_rnn import IndRNN
+from ind_rnn_cell import IndRNNCell
+
+B, T, F, N = 4, 7, 3, 5
+TOLERANCE = {
+    "float64": 1e-10,
+    "float32": 1e-5,
+    "mixed_float16": 2e-2,
+    "mixed_bfloat16": 1e-1,
+}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def softsign(z):
+    return z / (1 + abs(z))
+
+
+AXES = {
+    "dtype": ["float64", "float32"],
+    "activation": ["relu", "tanh", "sigmoid", "linear", softsign],
+    "go_backwards": [False, True],
+    "mask": [None, "right", "left", "holes", "row", "all"],
+    "recurrent_dropout": [0.0, 0.4],
+    "dropout": [0.0, 0.3],
+    "use_kernel": [True, False],
+    "use_bias": [True, False],
+    "initial_state": [False, True],
+    "stateful": [False, True],
+    "return_sequences": [False, True],
+    "return_state": [False, True],
+    "zero_output_for_mask": [False, True],
+}
+OF_CELL = (
+    "activation",
+    "use_kernel",
+    "use_bias",
+    "dropout",
+    "recurrent_dropout",
+)
+OF_LAYER = (
+    "unroll",
+    "go_backwards",
+    "stateful",
+    "return_sequences",
+    "return_state",
+    "zero_output_for_mask",
+)
+
+
+def drawn(seed, **fixed):
+    """A case: the options of `fixed`, all others drawn from AXES."""
+    rng = np.random.default_rng(seed)
+    case = {name: rng.choice(len(values)) for name, values in AXES.items()}
+    return {name: AXES[name][i] for name, i in case.items()} | fixed
+
+
+def data(*shape, phase=0.0, scale=1.0):
+    """Deterministic, of both signs, in [0.2, 1] * scale in magnitude."""
+    x = np.sin(1 + phase + 1.7 * np.arange(np.prod(shape))).reshape(shape)
+    return scale * np.sign(x) * (0.2 + 0.8 * np.abs(x))
+
+
+def masked(kind, batch=B, time=T):
+    """(batch, time), false where a step is to be skipped."""
+    if kind is None:
+        return None
+    lengths = np.maximum(time - np.arange(batch), 1)[:, None]
+    mask = np.arange(time) < lengths
+    if kind == "left":
+        mask = mask[:, ::-1]
+    if kind in ("holes", "row", "all"):
+        mask = np.sin(3.0 * np.arange(batch * time)).reshape(batch, time) > -0.3
+    if kind == "row":
+        mask[batch // 2] = False
+    return mask & (kind != "all")
+
+
+def pair(case, bound=None):
+    """IndRNN and RNN(IndRNNCell) of the same weights."""
+    of_cell = {name: case[name] for name in OF_CELL if name in case}
+    of_layer = {name: case[name] for name in OF_LAYER if name in case}
+    of_cell |= {"seed": 3, "recurrent_max_abs": bound}
+    dtype = {"dtype": case.get("dtype", "float64")}
+    cell = IndRNNCell(N, **of_cell, **dtype)
+    layers = [
+        IndRNN(N, **of_cell, **of_layer, **dtype),
+        keras.layers.RNN(cell, **of_layer, **dtype),
+    ]
+    width = F if case.get("use_kernel", True) else N
+    for layer in layers:
+        layer.build((B, None, width))
+        for i, w in enumerate(layer.trainable_weights):
+            scale = 1.3 if w.name == "recurrent_kernel" else 1.0
+            w.assign(data(*w.shape, phase=i, scale=scale))
+    return layers
+
+
+def inputs(case, batch=B, time=T):
+    """x, initial state (or None), mask (or None)."""
+    dtype = case.get("dtype", "float64").removeprefix("mixed_")
+    x = data(batch, time, F if case.get("use_kernel", True) else N)
+    h = data(batch, N, phase=5) if case.get("initial_state") else None
+    mask = masked(case.get("mask"), batch, time)
+    return [
+        None if value is None else tf.constant(value, kind)
+        for value, kind in ((x, dtype), (h, dtype), (mask, "bool"))
+    ]
+
+
+def weighted(y):
+    """A sum of y with fixed weights, whatever its shape."""
+    weights = tf.sin(1 + 1.7 * tf.range(tf.size(y), dtype="float32"))
+    y = tf.cast(y, tf.float64)
+    return tf.reduce_sum(y * tf.cast(tf.reshape(weights, tf.shape(y)), y.dtype))
+
+
+def computed(layer, x, h, mask, training=True):
+    """Outputs, states and every gradient of a call (of two, if stateful)."""
+    sources = {"x": x} | ({} if h is None else {"initial_state": h})
+    result = {}
+    with tf.GradientTape() as tape:
+        tape.watch(list(sources.values()))
+        sources |= {w.name: w.value for w in layer.trainable_weights}
+        total = 0.0
+        for call in range(2 if layer.stateful else 1):
+            y = layer(
+                x * (1 - call / 2),
+                initial_state=None if call else h,
+                mask=mask,
+                training=training,
+            )
+            for i, part in enumerate(tf.nest.flatten(y)):
+                result[f"output {call} {i}"] = part
+                total += weighted(part)
+    gradients = tape.gradient(total, list(sources.values()))
+    for name, gradient in zip(sources, gradients, strict=True):
+        zeros = tf.zeros_like(sources[name])
+        result[f"gradient of {name}"] = zeros if gradient is None else gradient
+    if layer.stateful:
+        result["state"] = tf.identity(layer.states[0])
+    return result
+
+
+def assert_same(actual, expected, dtype="float64"):
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        target = expected[name]
+        assert value.shape == target.shape and value.dtype == target.dtype
+        target = np.asarray(ops.cast(target, "float64"))
+        scale = max(1.0, np.nanmax(np.abs(target), initial=0))
+        np.testing.assert_allclose(
+            np.asarray(ops.cast(value, "float64")),
+            target,
+            rtol=0,
+            atol=TOLERANCE[dtype] * scale,
+            err_msg=name,
+        )
+
+
+def compiled(layer, mode, values):
+    """`computed` of a layer; "unknown" hides B (if it may) and T."""
+    if mode == "eager":
+        return functools.partial(computed, layer)
+    given = [value for value in values if value is not None]
+
+    def function(*given):
+        given = iter(given)
+        return computed(
+            layer, *(v if v is None else next(given) for v in values)
+        )
+
+    batch = B if layer.stateful else None
+    specs = [
+        tf.TensorSpec([batch, None, *v.shape[2:]], v.dtype)
+        if v is not values[1]
+        else tf.TensorSpec([batch, N], v.dtype)
+        for v in given
+    ]
+    function = tf.function(
+        function,
+        jit_compile=mode == "jit",
+        input_signature=specs if mode == "unknown" else None,
+    )
+    return lambda *values: function(*(v for v in values if v is not None))
