@@ -261,9 +261,9 @@ def _recurrence(a, u, b, h0, **options):
         h of shape (B, T, N), in the order of reading.
     """
 
-    u = tf.convert_to_tensor(u)
     b = tf.zeros(a.shape[-1:], a.dtype) if b is None else b
-    b = tf.convert_to_tensor(b)
+    # Tensors, for variables may change before the backward pass.
+    u, b, h0 = map(tf.convert_to_tensor, (u, b, h0))
     # What the backward pass need not know of a is not kept for it.
     kept = () if options["activation"] in _PULLBACKS else (a,)
 
