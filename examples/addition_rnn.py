@@ -11,10 +11,10 @@ of 0.167 (1/6): what a network without memory stays at. Source: arXiv
 
 import sys
 
-import experiment
 import keras
 import numpy as np
 
+import experiment
 from ind_rnn import IndRNN
 
 BASELINE = 1 / 6
@@ -51,12 +51,7 @@ def build_model(args):
                 )
             )
         else:
-            baselines = {
-                "lstm": keras.layers.LSTM,
-                "gru": keras.layers.GRU,
-                "rnn": keras.layers.SimpleRNN,
-            }
-            layers.append(baselines[args.model](**options))
+            layers.append(experiment.BASELINES[args.model](**options))
     layers.append(keras.layers.Dense(1))
     model = keras.Sequential(layers)
     steps = args.epochs * args.steps_per_epoch
@@ -72,30 +67,35 @@ def build_model(args):
 
 
 def parse(argv):
-    parser = experiment.parser(
-        __doc__,
-        "addition_rnn",
-        ("indrnn", "lstm", "gru", "rnn"),
-        epochs=(30, "of --steps-per-epoch steps each; the paper trains for "
-                "60,000 steps in all, measurement shows fewer suffice"),
-        batch_size=(50, "sequences in a batch"),
-        learning_rate=(2e-3, "of Adam, falling to 0 along a cosine; the "
-                       "paper has 2e-4, divided by 10 every 20,000 steps"),
-    )  # fmt: skip
+    parser = experiment.parser(__doc__, "addition_rnn")
     count = experiment.positive(int)
-    parser.add_argument(
-        "--time-steps", type=count, default=100, metavar="N",
-        help="length of a sequence, at least 2 (default: 100, as in the paper)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--units", type=count, default=128, metavar="N",
-        help="in each of the two layers (default: 128, as in the paper)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--steps-per-epoch", type=count, default=100, metavar="N",
-        help="between two tests on 1,000 fresh sequences "
-        "(default: 100, as in the authors' code)",
-    )  # fmt: skip
+    for flag, default, text, kind in (
+        ("--time-steps", 100, "length of a sequence, 2 or more", count),
+        ("--units", 128, "in each of the two layers, as in the paper", count),
+        (
+            "--epochs",
+            30,
+            "each of --steps-per-epoch steps; the paper trains for 60,000 "
+            "steps in all, measurement shows that fewer suffice",
+            count,
+        ),
+        (
+            "--steps-per-epoch",
+            100,
+            "between two tests on 1,000 fresh sequences, as in the authors' "
+            "code",
+            count,
+        ),
+        ("--batch-size", 50, "sequences in a batch", count),
+        (
+            "--learning-rate",
+            2e-3,
+            "of Adam, falling to 0 along a cosine; the paper has 2e-4, "
+            "divided by 10 every 20,000 steps",
+            experiment.positive(float),
+        ),
+    ):
+        experiment.option(parser, flag, default, text, type=kind)
     args = parser.parse_args(argv)
     if args.time_steps < 2:
         parser.error(f"--time-steps must be at least 2, got {args.time_steps}")

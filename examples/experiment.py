@@ -12,13 +12,16 @@ Every example leaves in its `--out` directory:
 import argparse
 import csv
 import json
+import math
 import os
 import pathlib
 import sys
 import time
+import zipfile
 
 import keras
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -28,37 +31,39 @@ class UserError(Exception):
     """What the user can mend: ends an example with one line and code 2."""
 
 
-def parser(description, name, models, **defaults):
-    """An ArgumentParser with the arguments that all examples share.
+# The networks to compare with: any of Keras' own recurrent layers.
+BASELINES = {
+    "lstm": keras.layers.LSTM,
+    "gru": keras.layers.GRU,
+    "rnn": keras.layers.SimpleRNN,
+}
 
-    `defaults` maps `epochs`, `batch_size` and `learning_rate` to pairs of a
-    value and a remark on its source.
-    """
+
+def parser(description, name):
+    """An ArgumentParser with the arguments that all examples share."""
     result = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-    def add(flag, default, text, **options):
-        result.add_argument(
-            flag,
-            default=default,
-            help=f"{text} (default: {default})",
-            **options,
-        )
-
-    add("--model", models[0], "the network", choices=models)
-    for option, (default, remark) in defaults.items():
-        flag, kind = "--" + option.replace("_", "-"), positive(type(default))
-        add(flag, default, remark, type=kind, metavar="N")
-    add("--seed", 1, "of weights, data and order", type=int)
-    add("--out", f"out/{name}", "where results go", metavar="DIR")
+    models = ("indrnn", *BASELINES)
+    option(result, "--model", "indrnn", "the network", choices=models)
+    option(result, "--seed", 1, "of weights, data and order", type=int)
+    option(result, "--out", f"out/{name}", "where results go", metavar="DIR")
     result.add_argument(
         "--resume",
         action="store_true",
         help="go on from the checkpoint in --out, if there is one",
     )
     return result
+
+
+def option(parser, flag, default, text, **options):
+    """Add an argument whose help states its default."""
+    if "type" in options:
+        options.setdefault("metavar", "N")
+    parser.add_argument(
+        flag, default=default, help=f"{text} (default: {default})", **options
+    )
 
 
 def positive(kind):
@@ -126,6 +131,7 @@ def train(args, build, batch, steps, **fit_options):
         _write(out / "arguments.json", json.dumps(vars(args), indent=2))
     for epoch in range(len(history), args.epochs):
         start = time.perf_counter()
+        _seed(model, [args.seed, epoch])
         logs = model.fit(
             Batches(lambda step, epoch=epoch: batch(epoch, step), steps),
             initial_epoch=epoch,
@@ -135,6 +141,11 @@ def train(args, build, batch, steps, **fit_options):
             callbacks=[keras.callbacks.TerminateOnNaN()],
             **fit_options,
         ).history
+        if not math.isfinite(logs["loss"][-1]):
+            raise UserError(
+                f"the loss is {logs['loss'][-1]} in epoch {epoch + 1}: try a "
+                "lower --learning-rate; the last checkpoint is kept"
+            )
         seconds = time.perf_counter() - start
         seconds += history[-1]["seconds"] if history else 0
         history.append(
@@ -196,7 +207,9 @@ def _resume(out, arguments):
                 {key: float(value) for key, value in row.items()}
                 for row in csv.DictReader(file)
             ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (
+        OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile
+    ) as error:  # fmt: skip
         raise UserError(f"{out} cannot be resumed: {error}") from error
     changed = [
         f"{name} was {started.get(name)}, is {value}"
@@ -213,6 +226,14 @@ def _resume(out, arguments):
     for row in history:
         row.update(epoch=int(row["epoch"]), steps=int(row["steps"]))
     return model, history
+
+
+def _seed(model, entropy):
+    """Set the states of dropout, which Keras does not save with a model."""
+    rng = np.random.default_rng(entropy)
+    for variable in model.variables:
+        if variable.name == "seed_generator_state":
+            variable.assign(rng.integers(2**31, size=variable.shape))
 
 
 def _write_history(path, history):

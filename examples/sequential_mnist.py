@@ -12,10 +12,10 @@ import sys
 import zipfile
 import zlib
 
-import experiment
 import keras
 import numpy as np
 
+import experiment
 from ind_rnn import IndRNN
 
 TIME_STEPS = 784
@@ -37,7 +37,7 @@ def load_mnist(path=None):
                 keras.datasets.mnist.load_data()
             )
         else:
-            with np.load(path) as data:
+            with open(path, "rb") as file, np.load(file) as data:
                 x_train, y_train = data["x_train"], data["y_train"]
                 x_test, y_test = data["x_test"], data["y_test"]
     except KeyError as error:
@@ -84,12 +84,7 @@ def build_model(args, steps):
         if args.model == "indrnn":
             layers += ind_rnn_layer(last, args.dropout, **options)
         else:
-            baselines = {
-                "lstm": keras.layers.LSTM,
-                "gru": keras.layers.GRU,
-                "rnn": keras.layers.SimpleRNN,
-            }
-            layers.append(baselines[args.model](**options))
+            layers.append(experiment.BASELINES[args.model](**options))
     layers.append(keras.layers.Dense(10))
     model = keras.Sequential(layers)
     warmup = min(500, steps // 2)
@@ -133,35 +128,35 @@ def ind_rnn_layer(last, dropout, units, return_sequences):
 
 
 def parse(argv):
-    parser = experiment.parser(
-        __doc__,
-        "sequential_mnist",
-        ("indrnn", "lstm", "gru", "rnn"),
-        epochs=(14, "passes over the 57,000 digits left for training"),
-        batch_size=(32, "digits in a batch; 32 in both papers"),
-        learning_rate=(1e-3, "of Adam, after 500 steps of warm-up, falling to "
-                       "0 along a cosine; the papers have 2e-4 and hundreds "
-                       "of epochs"),
-    )  # fmt: skip
+    parser = experiment.parser(__doc__, "sequential_mnist")
+    count = experiment.positive(int)
+    for flag, default, text, kind in (
+        ("--layers", 6, "as in arXiv 1803.04831", count),
+        ("--units", 128, "in each layer, as in the papers", count),
+        ("--epochs", 14, "passes over the 57,000 digits for training", count),
+        ("--batch-size", 32, "digits in a batch, as in the papers", count),
+        (
+            "--learning-rate",
+            1e-3,
+            "of Adam, after 500 steps of warm-up, falling to 0 along a "
+            "cosine; the papers have 2e-4 and hundreds of epochs",
+            experiment.positive(float),
+        ),
+        (
+            "--dropout",
+            0.0,
+            "rate after each IndRNN layer, one mask for all steps; 0.1 in "
+            "arXiv 1910.06251, but few epochs do better without",
+            float,
+        ),
+    ):
+        experiment.option(parser, flag, default, text, type=kind)
     parser.add_argument(
-        "--data", metavar="PATH",
+        "--data",
+        metavar="PATH",
         help="npz with x_train, y_train, x_test, y_test "
         "(default: download it by keras.datasets.mnist)",
-    )  # fmt: skip
-    count = experiment.positive(int)
-    parser.add_argument(
-        "--layers", type=count, default=6, metavar="N",
-        help="(default: 6, as in arXiv 1803.04831)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--units", type=count, default=128, metavar="N",
-        help="in each layer (default: 128, as in the papers)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dropout", type=float, default=0.0, metavar="RATE",
-        help="after each IndRNN layer, one mask for all steps (default: 0.0, "
-        "better in few epochs; arXiv 1910.06251 has 0.1)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--permute", action="store_true", help="one fixed order of the pixels"
     )

@@ -56,6 +56,29 @@ OF_LAYER = (
 )
 
 
+# Of every argument of IndRNNCell, a value that is not its default.
+CELL_OPTIONS = {
+    "units": N,
+    "activation": "tanh",
+    "use_kernel": False,
+    "use_bias": False,
+    "kernel_initializer": keras.initializers.Constant(2.0),
+    "recurrent_initializer": keras.initializers.Constant(0.5),
+    "bias_initializer": keras.initializers.Constant(3.0),
+    "kernel_regularizer": keras.regularizers.L2(0.1),
+    "recurrent_regularizer": keras.regularizers.L2(0.2),
+    "bias_regularizer": keras.regularizers.L2(0.3),
+    "kernel_constraint": keras.constraints.NonNeg(),
+    "recurrent_constraint": keras.constraints.MaxNorm(1.0, axis=0),
+    "bias_constraint": keras.constraints.MaxNorm(2.0, axis=0),
+    "recurrent_min_abs": 0.25,
+    "recurrent_max_abs": 1.75,
+    "dropout": 0.1,
+    "recurrent_dropout": 0.2,
+    "seed": 7,
+}
+
+
 def drawn(seed, **fixed):
     """A case: the options of `fixed`, all others drawn from AXES."""
     rng = np.random.default_rng(seed)

@@ -4,11 +4,12 @@ import csv
 import json
 import pathlib
 
-import addition_rnn
-import experiment
 import keras
 import numpy as np
 import pytest
+
+import addition_rnn
+import experiment
 import sequential_mnist
 
 
@@ -41,7 +42,7 @@ def history(out):
 
 def weights(out):
     model = keras.models.load_model(out / "checkpoint.keras")
-    return [v.numpy() for v in model.variables + model.optimizer.variables]
+    return [v.numpy() for v in model.weights + model.optimizer.variables]
 
 
 def test_adding_batch():
@@ -139,6 +140,25 @@ def test_resume_refuses_a_broken_checkpoint(tmp_path, capsys):
     code, error = run(addition_rnn, [*argv, "--resume"], capsys)
     assert code == 2 and "cannot be resumed" in error
     assert checkpoint.read_bytes() == broken
+
+
+def test_a_diverging_run_says_so_and_keeps_its_checkpoint(tmp_path, capsys):
+    def broken(*arguments, batch=addition_rnn.adding_batch):
+        x, y = batch(*arguments)
+        return x, y * np.nan
+
+    out, finished = ["--out", str(tmp_path)], tmp_path / "checkpoint.keras"
+    addition_rnn.main([*ADDITION, "--epochs", "1", *out])
+    kept = finished.read_bytes()
+    arguments = json.loads((tmp_path / "arguments.json").read_text())
+    arguments["epochs"] = 2
+    (tmp_path / "arguments.json").write_text(json.dumps(arguments))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(addition_rnn, "adding_batch", broken)
+        argv = [*ADDITION, "--epochs", "2", *out, "--resume"]
+        code, error = run(addition_rnn, argv, capsys)
+    assert code == 2 and "the loss is nan in epoch 2" in error
+    assert finished.read_bytes() == kept
 
 
 def test_seed_decides(tmp_path):

@@ -6,8 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from ind_rnn import IndRNN
+from ind_rnn_cell import IndRNNCell
 from pairs import (
     AXES,
+    CELL_OPTIONS,
     OF_LAYER,
     B,
     F,
@@ -22,9 +26,6 @@ from pairs import (
     softsign,
     weighted,
 )
-
-from ind_rnn import IndRNN
-from ind_rnn_cell import IndRNNCell
 
 
 @pytest.mark.parametrize("activation", AXES["activation"])
@@ -168,25 +169,8 @@ def test_time_distributed():
 
 
 OPTIONS = {
-    "units": N,
-    "activation": "tanh",
-    "use_kernel": False,
-    "use_bias": False,
-    "kernel_initializer": keras.initializers.Constant(2.0),
-    "recurrent_initializer": keras.initializers.Constant(0.5),
-    "bias_initializer": keras.initializers.Constant(3.0),
-    "kernel_regularizer": keras.regularizers.L2(0.1),
-    "recurrent_regularizer": keras.regularizers.L2(0.2),
-    "bias_regularizer": keras.regularizers.L2(0.3),
+    **CELL_OPTIONS,
     "activity_regularizer": keras.regularizers.L2(0.4),
-    "kernel_constraint": keras.constraints.NonNeg(),
-    "recurrent_constraint": keras.constraints.MaxNorm(1.0, axis=0),
-    "bias_constraint": keras.constraints.MaxNorm(2.0, axis=0),
-    "recurrent_min_abs": 0.25,
-    "recurrent_max_abs": 1.75,
-    "dropout": 0.1,
-    "recurrent_dropout": 0.2,
-    "seed": 7,
     "return_sequences": True,
     "return_state": True,
     "go_backwards": True,

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from ind_rnn_cell import IndRNNCell, RecurrentBound
+from pairs import CELL_OPTIONS
 
 B, T, F, N = 2, 4, 3, 4
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6}
@@ -443,41 +444,19 @@ def test_default_initializers():
     assert not cell.bias.numpy().any()
 
 
-OPTIONS = {
-    "units": N,
-    "activation": "tanh",
-    "use_kernel": False,
-    "use_bias": False,
-    "kernel_initializer": keras.initializers.Constant(2.0),
-    "recurrent_initializer": keras.initializers.Constant(0.5),
-    "bias_initializer": keras.initializers.Constant(3.0),
-    "kernel_regularizer": keras.regularizers.L2(0.1),
-    "recurrent_regularizer": keras.regularizers.L2(0.2),
-    "bias_regularizer": keras.regularizers.L2(0.3),
-    "kernel_constraint": keras.constraints.NonNeg(),
-    "recurrent_constraint": keras.constraints.MaxNorm(1.0, axis=0),
-    "bias_constraint": keras.constraints.MaxNorm(2.0, axis=0),
-    "recurrent_min_abs": 0.25,
-    "recurrent_max_abs": 1.75,
-    "dropout": 0.1,
-    "recurrent_dropout": 0.2,
-    "seed": 7,
-}
-
-
 def test_config_holds_every_argument():
     parameters = set(inspect.signature(IndRNNCell).parameters) - {"kwargs"}
-    assert parameters == set(OPTIONS)
-    cell = IndRNNCell(**OPTIONS, name="memory", dtype="float64")
-    default = IndRNNCell(N + 1).get_config()
+    assert parameters == set(CELL_OPTIONS)
+    cell = IndRNNCell(**CELL_OPTIONS, name="memory", dtype="float64")
+    default = IndRNNCell(N).get_config()
     config = cell.get_config()
-    for name in OPTIONS:
+    for name in CELL_OPTIONS:
         assert config[name] != default[name], name
         assert hasattr(cell, name)
     again = IndRNNCell.from_config(config)
     assert again.get_config() == config
     assert again.name == "memory" and again.dtype == "float64"
-    x, h = data(B, N), data(B, N, phase=1)
+    x, h = (data(B, cell.units, phase=i) for i in (0, 1))
     np.testing.assert_array_equal(again(x, h)[0], cell(x, h)[0])
     saved = keras.saving.serialize_keras_object(cell)
     loaded = keras.saving.deserialize_keras_object(saved)
@@ -539,7 +518,7 @@ BAD = {
     "name, value", [(name, value) for name in BAD for value in BAD[name]]
 )
 def test_bad_argument_is_named(name, value):
-    assert set(BAD) == set(OPTIONS)
+    assert set(BAD) == set(CELL_OPTIONS)
     with pytest.raises((TypeError, ValueError)) as caught:
         IndRNNCell(**{"units": N, name: value})
     message = str(caught.value)

@@ -12,6 +12,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+
 from pairs import (
     AXES,
     TOLERANCE,
