@@ -20,7 +20,6 @@ setuptools.setup(
     extras_require={
         "examples": ["matplotlib"],
         "test": [
-            "hypothesis",
             "matplotlib",
             "pytest",
             "pytest-xdist",

@@ -177,6 +177,7 @@ def finish(args, history, metrics, curves, baseline=None, log=False):
     }
     _write(out / "result.json", json.dumps(result, indent=2))
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.set_yscale("log" if log else "linear")
     for name in curves:
         axes.plot(
             [row["steps"] for row in history],
@@ -185,8 +186,8 @@ def finish(args, history, metrics, curves, baseline=None, log=False):
         )
     if baseline:
         axes.axhline(baseline[0], color="gray", ls="--", label=baseline[1])
+        axes.set_ylim(top=10 * baseline[0])
     axes.set(xlabel="training steps", title=f"{out.name}: {args.model}")
-    axes.set_yscale("log" if log else "linear")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(out / "curve.png", dpi=120)

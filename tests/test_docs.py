@@ -1,5 +1,6 @@
-"""The README: its commands are the ones in use, and its snippets run."""
+"""README and docstrings: commands are the ones in use, examples run."""
 
+import doctest
 import os
 import pathlib
 import re
@@ -7,6 +8,9 @@ import subprocess
 import sys
 
 import pytest
+
+import ind_rnn
+import ind_rnn_cell
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,6 +44,12 @@ def test_tf1_snippet_runs():
         cwd=ROOT,
         check=True,
     )
+
+
+@pytest.mark.parametrize("module", [ind_rnn_cell, ind_rnn])
+def test_docstring_examples(module):
+    result = doctest.testmod(module)
+    assert result.attempted >= 2 and result.failed == 0
 
 
 def test_pictures_exist():
