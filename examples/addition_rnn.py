@@ -68,9 +68,9 @@ def build_model(args):
 
 def parse(argv):
     parser = experiment.parser(__doc__, "addition_rnn")
-    count = experiment.positive(int)
+    count = experiment.count(1)
     for flag, default, text, kind in (
-        ("--time-steps", 100, "length of a sequence, 2 or more", count),
+        ("--time-steps", 100, "length of a sequence", experiment.count(2)),
         ("--units", 128, "in each of the two layers, as in the paper", count),
         (
             "--epochs",
@@ -92,14 +92,11 @@ def parse(argv):
             2e-3,
             "of Adam, falling to 0 along a cosine; the paper has 2e-4, "
             "divided by 10 every 20,000 steps",
-            experiment.positive(float),
+            experiment.positive,
         ),
     ):
         experiment.option(parser, flag, default, text, type=kind)
-    args = parser.parse_args(argv)
-    if args.time_steps < 2:
-        parser.error(f"--time-steps must be at least 2, got {args.time_steps}")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv=None):

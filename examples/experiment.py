@@ -47,7 +47,7 @@ def parser(description, name):
     )
     models = ("indrnn", *BASELINES)
     option(result, "--model", "indrnn", "the network", choices=models)
-    option(result, "--seed", 1, "of weights, data and order", type=int)
+    option(result, "--seed", 1, "of weights, data and order", type=count(0))
     option(result, "--out", f"out/{name}", "where results go", metavar="DIR")
     result.add_argument(
         "--resume",
@@ -66,17 +66,26 @@ def option(parser, flag, default, text, **options):
     )
 
 
-def positive(kind):
-    """An argparse type: an int or a float above zero."""
+def count(minimum):
+    """An argparse type: an integer of at least `minimum`."""
 
-    def convert(text):
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    def integer(text):
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(
+                f"must be at least {minimum}, got {text}"
+            )
         return value
 
-    convert.__name__ = f"positive {kind.__name__}"
-    return convert
+    return integer
+
+
+def positive(text):
+    """An argparse type: a finite number above zero."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value
 
 
 def run(main, argv):
@@ -126,7 +135,10 @@ def train(args, build, batch, steps, **fit_options):
     if model is None:
         keras.utils.set_random_seed(args.seed)
         model = build()
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {out}: {error}") from error
         (out / "checkpoint.keras").unlink(missing_ok=True)
         _write(out / "arguments.json", json.dumps(vars(args), indent=2))
     for epoch in range(len(history), args.epochs):
@@ -215,7 +227,7 @@ def _resume(out, arguments):
     changed = [
         f"{name} was {started.get(name)}, is {value}"
         for name, value in arguments.items()
-        if name != "resume" and started.get(name) != value
+        if name not in ("resume", "out", "data") and started.get(name) != value
     ]
     if changed:
         raise UserError(

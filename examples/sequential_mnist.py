@@ -129,7 +129,7 @@ def ind_rnn_layer(last, dropout, units, return_sequences):
 
 def parse(argv):
     parser = experiment.parser(__doc__, "sequential_mnist")
-    count = experiment.positive(int)
+    count = experiment.count(1)
     for flag, default, text, kind in (
         ("--layers", 6, "as in arXiv 1803.04831", count),
         ("--units", 128, "in each layer, as in the papers", count),
@@ -140,7 +140,7 @@ def parse(argv):
             1e-3,
             "of Adam, after 500 steps of warm-up, falling to 0 along a "
             "cosine; the papers have 2e-4 and hundreds of epochs",
-            experiment.positive(float),
+            experiment.positive,
         ),
         (
             "--dropout",

@@ -142,6 +142,14 @@ def test_resume_refuses_a_broken_checkpoint(tmp_path, capsys):
     assert checkpoint.read_bytes() == broken
 
 
+def test_out_that_is_a_file(tmp_path, capsys):
+    path = tmp_path / "out"
+    path.write_text("mine")
+    code, error = run(addition_rnn, [*ADDITION, "--out", str(path)], capsys)
+    assert code == 2 and "--out" in error and len(error.splitlines()) == 1
+    assert path.read_text() == "mine"
+
+
 def test_a_diverging_run_says_so_and_keeps_its_checkpoint(tmp_path, capsys):
     def broken(*arguments, batch=addition_rnn.adding_batch):
         x, y = batch(*arguments)
@@ -240,9 +248,11 @@ def test_broken_mnist_is_one_line(content, words, tmp_path, capsys):
     "example, argv, word",
     [
         (addition_rnn, ["--time-steps", "1"], "time-steps"),
-        (addition_rnn, ["--epochs", "0"], "positive"),
+        (addition_rnn, ["--epochs", "0"], "at least 1, got 0"),
+        (addition_rnn, ["--seed", "-1"], "at least 0, got -1"),
         (addition_rnn, ["--batch-size", "2.5"], "batch-size"),
-        (addition_rnn, ["--learning-rate", "-1"], "positive"),
+        (addition_rnn, ["--learning-rate", "-1"], "positive, got -1"),
+        (addition_rnn, ["--learning-rate", "nan"], "positive, got nan"),
         (addition_rnn, ["--model", "cnn"], "model"),
         (sequential_mnist, ["--dropout", "1"], "dropout"),
     ],
