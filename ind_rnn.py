@@ -32,9 +32,9 @@ class IndRNN(keras.layers.RNN):
     gradients, at a fraction of its time: one matrix product projects all time
     steps, and one compiled loop, with a written backward pass, runs the
     recurrence. Keras' own loop takes over where that cannot be: with
-    `unroll=True` (which also has gradients of gradients), an activation with
-    weights of its own, functions run eagerly, or another backend. Source:
-    arXiv 1803.04831, section 3.
+    `unroll=True` (which also has gradients of gradients), an activation that
+    is a layer or has weights, functions run eagerly, or another backend. The
+    loop is compiled anew for every shape. Source: arXiv 1803.04831, section 3.
 
     Weights: those of `IndRNNCell`, in the attribute `cell`.
 
@@ -183,10 +183,11 @@ class IndRNN(keras.layers.RNN):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
-        if initial_state[0].shape[1:] != (self.units,):
+        shapes = [tuple(state.shape) for state in initial_state]
+        if [shape[1:] for shape in shapes] != [(self.units,)]:
             raise ValueError(
-                f"`initial_state` must have shape (batch, {self.units}), "
-                f"got {tuple(initial_state[0].shape)}"
+                "`initial_state` must be one tensor of shape "
+                f"(batch, {self.units}), got {shapes}"
             )
         if self.unroll or not _can_fuse(self.cell):
             return super().inner_loop(
@@ -203,7 +204,8 @@ class IndRNN(keras.layers.RNN):
             )
         if mask is not None:
             mask = ops.cast(keras.tree.flatten(mask)[0], "bool")
-            mask = ops.reshape(mask, ops.shape(sequences)[:2])  # (B, T)
+            mask = mask[:, :, 0] if len(mask.shape) == 3 else mask
+            mask = ops.broadcast_to(mask, ops.shape(sequences)[:2])  # (B, T)
             mask = ops.flip(mask, axis=1) if self.go_backwards else mask
         h = _recurrence(
             cell.project(sequences),
@@ -238,6 +240,8 @@ def _can_fuse(cell):
         return False
     if cell.activation in _PULLBACKS:
         return True
+    if isinstance(cell.activation, keras.layers.Layer):
+        return False
     with tf.GradientTape() as tape:
         cell.activation(tf.zeros((1, cell.units), cell.compute_dtype))
     return not tape.watched_variables()
@@ -264,6 +268,7 @@ def _recurrence(a, u, b, h0, **options):
     b = tf.zeros(a.shape[-1:], a.dtype) if b is None else b
     # Tensors, for variables may change before the backward pass.
     u, b, h0 = map(tf.convert_to_tensor, (u, b, h0))
+    h0 = tf.broadcast_to(h0, [tf.shape(a)[0], a.shape[-1]])
     # What the backward pass need not know of a is not kept for it.
     kept = () if options["activation"] in _PULLBACKS else (a,)
 
@@ -271,18 +276,22 @@ def _recurrence(a, u, b, h0, **options):
     def recurrence(*arguments):
         result = _forward(*map(tf.stop_gradient, arguments), **options)
         result.set_shape(a.shape)
-        return result, lambda g: backward(g, h, u, b, h0, *kept)
+        # h, the result as the tape knows it, is not yet there in forward mode.
+        return result, lambda g: backward(
+            g, result if h is None else h, u, b, h0, *kept
+        )
 
     @tf.custom_gradient
     def backward(*arguments):
         def second(*_):
             raise NotImplementedError(
-                "The fused recurrence of IndRNN has first gradients only: "
-                "for gradients of gradients pass `unroll=True`"
+                "The fused recurrence of IndRNN has first gradients in "
+                "reverse mode only: for others pass `unroll=True`"
             )
 
         return _backward(*map(tf.stop_gradient, arguments), **options), second
 
+    h = None
     h = recurrence(a, u, b, h0)
     return h
 

@@ -55,9 +55,9 @@ class RecurrentBound(keras.constraints.Constraint):
         The gradient of clipping alone is zero outside the bound: a weight
         that starts there could never return.
         """
+        w = ops.convert_to_tensor(w)
         if self.recurrent_min_abs == 0 and self.recurrent_max_abs is None:
             return w
-        w = ops.convert_to_tensor(w)
         # w - w carries the gradient; as a value it is exactly zero.
         return ops.stop_gradient(self(w)) + (w - ops.stop_gradient(w))
 
@@ -257,7 +257,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
 
     @property
     def bounded_recurrent_kernel(self):
-        """u as every step uses it: within the bound, in the compute dtype."""
+        """u within the bound, as every step uses it: a tensor (N,)."""
         return self.bound.in_use(self.recurrent_kernel)
 
     def get_initial_state(self, batch_size=None, inputs=None, dtype=None):
@@ -337,5 +337,5 @@ def _check_known(get, **arguments):
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"`{name}` must be None, a callable, or the name or config of "
-                f"one that Keras knows, got {identifier!r}"
+                f"one that Keras knows, got {identifier!r}: {error}"
             ) from error

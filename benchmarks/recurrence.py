@@ -8,6 +8,7 @@ that the loss itself costs next to nothing.
 """
 
 import argparse
+import os
 import pathlib
 import platform
 import time
@@ -65,10 +66,13 @@ def medians(calls, x, rounds):
 
 
 def processor():
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(": ")[1]
-    return platform.processor()
+    """Name and number of the processors, as far as the system tells."""
+    name, path = platform.processor(), pathlib.Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(": ")[1]
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def main(argv=None):
@@ -94,8 +98,7 @@ def main(argv=None):
 
     print(
         f"(B, T, N) = {shape}, float32, median of {args.rounds}; "
-        f"{processor()}, {len(tf.config.list_logical_devices('CPU'))} device, "
-        f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
+        f"{processor()}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
         f"{', jit_compile=True' if args.jit else ''}\n"
     )
     print(

@@ -93,9 +93,11 @@ def run(main, argv):
     try:
         return main(argv)
     except UserError as error:
-        print(
-            f"{pathlib.Path(sys.argv[0]).name}: error: {error}", file=sys.stderr
+        name, text = (
+            pathlib.Path(sys.argv[0]).name,
+            " ".join(str(error).split()),
         )
+        print(f"{name}: error: {text}", file=sys.stderr)
         return 2
 
 

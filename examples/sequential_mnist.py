@@ -9,8 +9,6 @@ leaves only long-range structure. Source: arXiv 1803.04831, section 5.2.
 
 import functools
 import sys
-import zipfile
-import zlib
 
 import keras
 import numpy as np
@@ -31,42 +29,37 @@ def load_mnist(path=None):
     Raises:
         experiment.UserError: If they cannot be had.
     """
+    source = f"--data {path}"
+    if path is None:
+        source = "keras.datasets.mnist (instead, give --data PATH)"
     try:
         if path is None:
-            (x_train, y_train), (x_test, y_test) = (
-                keras.datasets.mnist.load_data()
-            )
+            train, test = keras.datasets.mnist.load_data()
         else:
             with open(path, "rb") as file, np.load(file) as data:
-                x_train, y_train = data["x_train"], data["y_train"]
-                x_test, y_test = data["x_test"], data["y_test"]
-    except KeyError as error:
-        raise experiment.UserError(f"--data {path}: {error.args[0]}") from error
-    except (
-        OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error
-    ) as error:  # fmt: skip
-        raise experiment.UserError(f"--data {path}: {error}") from error
-    except Exception as error:
-        if path is not None:
-            raise
-        raise experiment.UserError(
-            f"MNIST cannot be downloaded, give it with --data PATH: {error}"
-        ) from error
-    for name, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+                train, test = (
+                    (data[f"x_{part}"], data[f"y_{part}"])
+                    for part in ("train", "test")
+                )
+    except Exception as error:  # what a broken file or network may raise
+        raise experiment.UserError(f"{source}: {error}") from error
+    for part, (x, y) in (("train", train), ("test", test)):
         if x.shape[1:] != (28, 28) or y.shape != x.shape[:1] or not len(x):
             raise experiment.UserError(
-                f"--data {path}: expected x_{name} of shape (count, 28, 28) "
-                f"and y_{name} of shape (count,), got {x.shape} and {y.shape}"
+                f"{source}: expected x_{part} of shape (count, 28, 28) and "
+                f"y_{part} of shape (count,), got {x.shape} and {y.shape}"
             )
-        if x.dtype != np.uint8 or y.dtype.kind not in "iu" or y.max() > 9:
+        if x.dtype != np.uint8 or y.dtype.kind not in "iu":
             raise experiment.UserError(
-                f"--data {path}: expected x_{name} of type uint8 and labels "
-                f"0 to 9, got {x.dtype} and {y.dtype}"
+                f"{source}: expected x_{part} of type uint8 and integers in "
+                f"y_{part}, got {x.dtype} and {y.dtype}"
             )
-    return (x_train.reshape(-1, TIME_STEPS), y_train), (
-        x_test.reshape(-1, TIME_STEPS),
-        y_test,
-    )
+        if y.min() < 0 or y.max() > 9:
+            raise experiment.UserError(
+                f"{source}: expected y_{part} from 0 to 9, "
+                f"got {y.min()} to {y.max()}"
+            )
+    return tuple((x.reshape(-1, TIME_STEPS), y) for x, y in (train, test))
 
 
 def prepare(x, permutation=None):
@@ -76,7 +69,7 @@ def prepare(x, permutation=None):
 
 
 def build_model(args, steps):
-    """Recurrent layers, each followed by batch normalization, compiled."""
+    """IndRNN layers with batch normalization, or plain ones of Keras."""
     layers = [keras.Input((TIME_STEPS, 1))]
     for index in range(args.layers):
         last = index == args.layers - 1
@@ -145,8 +138,8 @@ def parse(argv):
         (
             "--dropout",
             0.0,
-            "rate after each IndRNN layer, one mask for all steps; 0.1 in "
-            "arXiv 1910.06251, but few epochs do better without",
+            "rate after each layer of --model indrnn, one mask for all steps; "
+            "0.1 in arXiv 1910.06251, but few epochs do better without",
             float,
         ),
     ):

@@ -219,7 +219,9 @@ def test_last_layer_starts_near_one():
         ({"x_test": np.zeros((3, 5), "uint8")}, ["x_test", "(3, 5)"]),
         ({"y_train": np.zeros(3, "uint8")}, ["y_train", "(3,)"]),
         ({"x_train": np.zeros((48, 28, 28))}, ["x_train", "float64"]),
-        ({"y_test": np.full(48, 10)}, ["0 to 9"]),
+        ({"y_test": np.full(48, 10)}, ["y_test", "10"]),
+        ({"y_train": np.full(48, -3)}, ["y_train", "-3"]),
+        ("npy", []),
         ("x_train", ["x_train"]),
         ("truncated", []),
     ],
@@ -230,6 +232,9 @@ def test_broken_mnist_is_one_line(content, words, tmp_path, capsys):
         path.write_bytes(content)
     elif isinstance(content, dict):
         write_mnist(path, **content)
+    elif content == "npy":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
     elif content == "truncated":
         write_mnist(path)
         path.write_bytes(path.read_bytes()[:2000])

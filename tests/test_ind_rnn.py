@@ -310,6 +310,14 @@ def test_activation_with_weights():
     assert np.abs(gradient).min() > 1e-3
 
 
+def test_activation_with_other_state():
+    layer = IndRNN(N, activation=keras.layers.Dropout(0.5, seed=1))
+    x = data(B, T, F)
+    whole = layer(x)
+    assert np.abs(layer(x, training=True) - whole).max() > 0.1
+    np.testing.assert_array_equal(layer(x), whole)
+
+
 def test_activation_of_one_dtype():
     half = tf.constant(0.5, "float64")
     fused, loop = pair({"activation": lambda z: half * z})
@@ -352,6 +360,14 @@ def test_second_gradients_need_unroll(activation, wrap, loss):
     assert np.abs(actual).max() > 1e-2
     expected = second_gradient(loop, loss, x)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10)
+
+
+def test_forward_mode_is_refused():
+    fused, _ = pair({})
+    x, _, _ = inputs({})
+    with pytest.raises(NotImplementedError, match="reverse mode"):
+        with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)):
+            fused(x)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -411,8 +427,39 @@ def test_initial_state_of_wrong_shape_is_named(shape, unroll):
     with pytest.raises(ValueError) as caught:
         layer(np.ones((B, T, F)), initial_state=np.ones(shape))
     message = str(caught.value)
-    assert f"`initial_state` must have shape (batch, {N})" in message
+    assert (
+        f"`initial_state` must be one tensor of shape (batch, {N})" in message
+    )
     assert str(shape) in message
+
+
+def test_more_than_one_initial_state_is_named():
+    states = [np.ones((B, N))] * 2
+    with pytest.raises(ValueError, match="`initial_state` must be one tensor"):
+        IndRNN(N)(np.ones((B, T, F)), initial_state=states)
+
+
+@pytest.mark.parametrize("shape", [(1, T), (B, T, 1), (1, 1)])
+def test_masks_that_broadcast(shape):
+    case = {"return_sequences": True, "return_state": True}
+    fused, loop = pair(case)
+    x, _, _ = inputs(case)
+    mask = np.arange(np.prod(shape)).reshape(shape) % 3 > 0
+    assert_same(*(computed(layer, x, None, mask) for layer in (fused, loop)))
+
+
+def test_transposed_mask_is_refused():
+    with pytest.raises(Exception, match="(?i)broadcast|incompatible"):
+        IndRNN(N)(np.ones((B, T, F)), mask=np.ones((T, B), bool))
+
+
+def test_one_initial_state_for_the_whole_batch():
+    fused, loop = pair({"return_sequences": True})
+    x, _, _ = inputs({})
+    h = tf.constant(data(1, N))
+    expected = computed(loop, x, h, None)
+    assert expected["gradient of initial_state"].shape == (1, N)
+    assert_same(computed(fused, x, h, None), expected)
 
 
 @pytest.mark.parametrize("flag", OF_LAYER)
