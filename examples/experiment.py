@@ -93,11 +93,9 @@ def run(main, argv):
     try:
         return main(argv)
     except UserError as error:
-        name, text = (
-            pathlib.Path(sys.argv[0]).name,
-            " ".join(str(error).split()),
-        )
-        print(f"{name}: error: {text}", file=sys.stderr)
+        line = " ".join(str(error).split())
+        name = pathlib.Path(sys.argv[0]).name
+        print(f"{name}: error: {line}", file=sys.stderr)
         return 2
 
 

@@ -52,6 +52,10 @@ def test_docstring_examples(module):
     assert result.attempted >= 2 and result.failed == 0
 
 
+def test_nothing_is_left_to_fill_in():
+    assert not re.findall(r"\b(?:SPEED|MSE\d|TIME|ERROR)[A-Z0-9]*\b", README)
+
+
 def test_pictures_exist():
     pictures = re.findall(r"\]\((img/.*?)\)", README)
     assert pictures and all((ROOT / path).exists() for path in pictures)

@@ -427,9 +427,8 @@ def test_initial_state_of_wrong_shape_is_named(shape, unroll):
     with pytest.raises(ValueError) as caught:
         layer(np.ones((B, T, F)), initial_state=np.ones(shape))
     message = str(caught.value)
-    assert (
-        f"`initial_state` must be one tensor of shape (batch, {N})" in message
-    )
+    assert "`initial_state` must be one tensor" in message
+    assert f"of shape (batch, {N})" in message
     assert str(shape) in message
 
 
@@ -439,7 +438,7 @@ def test_more_than_one_initial_state_is_named():
         IndRNN(N)(np.ones((B, T, F)), initial_state=states)
 
 
-@pytest.mark.parametrize("shape", [(1, T), (B, T, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(1, T), (B, T, 1)])
 def test_masks_that_broadcast(shape):
     case = {"return_sequences": True, "return_state": True}
     fused, loop = pair(case)
