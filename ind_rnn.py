@@ -195,8 +195,7 @@ class IndRNN(keras.layers.RNN):
             )
         cell = self.cell
         if training and cell.dropout > 0:
-            dropout = cell.get_dropout_mask(sequences[:, 0, :])
-            sequences = sequences * dropout[:, None]  # (B, T, F)
+            sequences *= cell.get_dropout_mask(sequences[:, 0, :])[:, None]
         dropout = None
         if training and cell.recurrent_dropout > 0:
             dropout = ops.stop_gradient(
@@ -264,7 +263,6 @@ def _recurrence(a, u, b, h0, **options):
     Returns:
         h of shape (B, T, N), in the order of reading.
     """
-
     b = tf.zeros(a.shape[-1:], a.dtype) if b is None else b
     # Tensors, for variables may change before the backward pass.
     u, b, h0 = map(tf.convert_to_tensor, (u, b, h0))
