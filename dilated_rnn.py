@@ -1,0 +1,717 @@
+"""DilatedRNN: recurrent connections that skip steps, for any Keras cell.
+
+This file stands alone: copy it into a project, or install and import it. Axis
+letters: B batch, T time, F input features, N units, d dilation.
+"""
+
+import math
+import numbers
+
+import keras
+from keras import ops
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+else:
+    tf = None
+
+
+@keras.saving.register_keras_serializable(package="dilated_rnn")
+class DilatedRNN(keras.layers.Layer):
+    """A stack of recurrent layers, layer l with dilation d_l.
+
+        c_t = f(x_t, c_{t-d})
+
+    where f is a step of any Keras cell. With dilations 1, 2, 4, ... the path
+    from one step to another, thousands of steps away, is some dozen
+    connections long. Source: arXiv 1710.02224, section 2.
+
+    Step t of a layer depends on steps t - d, t - 2d, ... only, so that the d
+    phases x[j], x[j + d], x[j + 2d], ... are sequences of their own. They go
+    side by side into the batch axis, and the layer runs once, over T / d
+    steps. Nothing is unrolled: B and T may be unknown. Where only the last
+    outputs are wanted, and every dilation divides the next, no other phases
+    are computed than those that they depend on: two layers' worth of steps for
+    1, 2, 4, ..., however many layers there are.
+
+    Arguments:
+        cells: A list, bottom layer first, of Keras cells and new recurrent
+            layers. A cell is used as it is; of a layer (LSTM, GRU, SimpleRNN,
+            IndRNN, ...) a copy is, with its own fast way through a sequence.
+        dilations: A list of positive integers, one for each cell. Default:
+            1, 2, 4, ...
+        return_sequences: Whether to return the outputs of all steps rather
+            than the last ones. Default: False.
+        return_state: Whether to return the last states too. Default: False.
+        stateful: Whether a batch starts from the states in which the one
+            before it ended. Default: False.
+        go_backwards: Whether to read the sequence from its end; outputs come
+            in the order of reading. Default: False.
+        zero_output_for_mask: Whether `return_sequences` gives zeros for a
+            masked step rather than the output before it. Default: False.
+        **kwargs: Of `keras.layers.Layer`: `name`, `dtype` (of what is
+            returned; cells have their own), `activity_regularizer`, ...
+
+    Call arguments:
+        sequences: (B, T, F).
+        initial_state: A list of (B, d, units), one for each state of each
+            layer (an LSTM has two), the states of the d steps before the
+            first one, in the order of time. Default: zeros.
+        mask: (B, T), false where a step is to be skipped, as though it were
+            not in the sequence. Default: None.
+        training: Whether to apply the dropout of the cells, with one mask for
+            all steps of a sequence. Default: False.
+
+    Returns:
+        With `return_sequences`, (B, T, N). Otherwise the last d outputs in the
+        order of time, (B, d * N), where d is the first dilation (the fusion of
+        section 2.2: no single output has seen all steps), with zeros in
+        place of outputs before the first step. With `return_state` a list:
+        this output, and the states in the form of `initial_state`. A sequence
+        in chunks of any lengths, states carried, gives what the whole gives.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type, length or
+            range, a layer has options that DilatedRNN has itself, or tensors
+            have a wrong shape.
+
+    Example:
+        >>> model = keras.Sequential([
+        ...     keras.Input((784, 1)),
+        ...     DilatedRNN([keras.layers.SimpleRNNCell(20) for _ in range(9)]),
+        ...     keras.layers.Dense(10)])
+        >>> model.count_params()
+        7210
+    """
+
+    def __init__(
+        self,
+        cells,
+        dilations=None,
+        return_sequences=False,
+        return_state=False,
+        stateful=False,
+        go_backwards=False,
+        zero_output_for_mask=False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not isinstance(cells, (list, tuple)) or not cells:
+            raise ValueError(
+                "`cells` must be a list of at least one Keras cell or "
+                f"recurrent layer, got {cells!r}"
+            )
+        if dilations is None:
+            dilations = [2**index for index in range(len(cells))]
+        self.dilations = _positive_integers("dilations", dilations)
+        if len(self.dilations) != len(cells):
+            raise ValueError(
+                "`dilations` must have one number for each of `cells`, got "
+                f"{len(self.dilations)} for {len(cells)}"
+            )
+        for name, value in (
+            ("return_sequences", return_sequences),
+            ("return_state", return_state),
+            ("stateful", stateful),
+            ("go_backwards", go_backwards),
+            ("zero_output_for_mask", zero_output_for_mask),
+        ):
+            if not isinstance(value, bool):
+                raise TypeError(f"`{name}` must be a bool, got {value!r}")
+            setattr(self, name, value)
+        self.layers = [
+            _as_layer(f"cells[{index}]", cell)
+            for index, cell in enumerate(cells)
+        ]
+        self.states = None
+        self.supports_masking = True
+        self.input_spec = keras.layers.InputSpec(ndim=3)
+
+    @property
+    def cells(self):
+        return [
+            layer.cell if isinstance(layer, _RNN) else layer
+            for layer in self.layers
+        ]
+
+    @property
+    def state_size(self):
+        """(d, units) of every state of every layer."""
+        return [
+            (dilation, size)
+            for layer, dilation in zip(self.layers, self.dilations, strict=True)
+            for size in keras.tree.flatten(layer.state_size)
+        ]
+
+    def build(self, sequences_shape, initial_state_shape=None):
+        if len(sequences_shape) != 3 or sequences_shape[-1] is None:
+            raise ValueError(
+                "`sequences` must have shape (batch, time, features) with a "
+                f"known number of features, got {tuple(sequences_shape)}"
+            )
+        batch, _, features = sequences_shape
+        self.input_spec = keras.layers.InputSpec(shape=(None, None, features))
+        for layer in self.layers:
+            layer.build((None, None, features))
+            layer.built = True
+            features = _units(layer)
+        if self.stateful:
+            if batch is None:
+                raise ValueError(
+                    "`sequences` must have a known batch size with "
+                    f"`stateful=True`, got {tuple(sequences_shape)}"
+                )
+            self.states = [
+                keras.Variable(
+                    state,
+                    trainable=False,
+                    dtype=self.variable_dtype,
+                    name="rnn_state",
+                )
+                for state in self.get_initial_state(batch)
+            ]
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        batch, length, _ = ops.shape(sequences)
+        if isinstance(length, int) and length < 1:
+            raise ValueError(
+                "`sequences` must have at least one time step, got shape "
+                f"{tuple(sequences.shape)}"
+            )
+        # Time first: so laid out, a sequence falls into phases, and phases
+        # into a sequence, without any work.
+        x = ops.transpose(sequences, (1, 0, 2))
+        x = ops.flip(x, axis=0) if self.go_backwards else x
+        with_state = self.return_state or self.stateful
+        if (
+            not (self.return_sequences or with_state)
+            and initial_state is None
+            and mask is None
+            and self._nests(length)
+        ):
+            return self._last_outputs(x, training)
+
+        if mask is None:
+            lengths = ops.broadcast_to(length, (batch,))
+        else:
+            mask = ops.cast(keras.tree.flatten(mask)[0], "bool")
+            mask = ops.flip(mask, axis=1) if self.go_backwards else mask
+            lengths = ops.sum(ops.cast(mask, "int32"), axis=1)
+            x = _unmasked_first(x, mask)
+        y, state = self._all_outputs(
+            x,
+            self._state(initial_state, batch),
+            lengths,
+            with_mask=mask is not None,
+            with_state=with_state,
+            training=training,
+        )
+        y = ops.cast(ops.transpose(y, (1, 0, 2)), self.compute_dtype)
+        if not self.return_sequences:
+            count = self.dilations[0]
+            y = _pick(y, lengths[:, None] - count + ops.arange(count))
+            y = ops.reshape(y, (batch, count * y.shape[-1]))
+        elif mask is not None:
+            y = _pick(y, ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1)
+            if self.zero_output_for_mask:
+                y = ops.where(mask[:, :, None], y, ops.zeros_like(y))
+        state = [ops.cast(value, self.compute_dtype) for value in state]
+        if self.stateful:
+            for variable, value in zip(self.states, state, strict=True):
+                variable.assign(value)
+        return (y, *state) if self.return_state else y
+
+    def _all_outputs(self, x, state, lengths, with_mask, with_state, training):
+        """All layers, over all phases.
+
+        Arguments:
+            x: (T, B, F), of which sequence b ends after `lengths[b]` steps.
+            state: The states before the first step.
+            lengths: (B,).
+            with_mask: Whether a sequence may end before T.
+            with_state: Whether the last states are wanted.
+            training: Whether to apply dropout.
+
+        Returns:
+            The outputs, (T, B, N), and the last states, or none.
+        """
+        length, batch, _ = ops.shape(x)
+        state, last_state = iter(state), []
+        for layer, dilation in zip(self.layers, self.dilations, strict=True):
+            phases = _least(length, dilation)
+            steps = -(-length // phases)
+            # Filled up to whole rounds: what is filled in comes after all
+            # else, and a mask keeps it out of the states.
+            x = _resize(x, steps * phases)
+            whole = isinstance(length, int) and length % phases == 0
+            mask = None
+            if with_mask or (with_state and not whole):
+                mask = ops.arange(steps * phases)[:, None] < lengths
+                mask = ops.reshape(mask, (steps, phases * batch))
+            structure = layer.get_initial_state(batch)
+            before = [next(state) for _ in keras.tree.flatten(structure)]
+            y, *after = self._run(
+                layer,
+                ops.reshape(x, (steps, phases * batch, x.shape[-1])),
+                phases,
+                training,
+                mask=None if mask is None else ops.transpose(mask),
+                initial_state=keras.tree.pack_sequence_as(
+                    structure, [_rows(value[:, :phases]) for value in before]
+                ),
+            )
+            x = ops.reshape(y, (steps * phases, batch, y.shape[-1]))
+            if with_state:
+                # From the order of phases to that of time.
+                order = (lengths[:, None] + ops.arange(dilation)) % dilation
+                for old, new in zip(before, keras.tree.flatten(after)):
+                    new = ops.cast(_phases(new, phases, batch), old.dtype)
+                    new = ops.concatenate([new, old[:, phases:]], axis=1)
+                    last_state.append(_pick(new, order))
+        return _resize(x, length), last_state
+
+    def _nests(self, length):
+        """Whether T is a multiple of the first dilation, and so on upwards."""
+        first, *others = self.dilations
+        return (
+            first == 1 or (isinstance(length, int) and length % first == 0)
+        ) and all(b % a == 0 for a, b in zip(self.dilations, others))
+
+    def _last_outputs(self, x, training):
+        """(B, d * N) from x (T, B, F), for dilations that nest.
+
+        Whatever the last d outputs depend on lies, in each layer, in the d
+        phases that end with the last d steps.
+        """
+        length, batch, features = ops.shape(x)
+        before = phases = self.dilations[0]
+        x = ops.reshape(x, (length // phases, phases * batch, features))
+        for layer, dilation in zip(self.layers, self.dilations, strict=True):
+            every, before = dilation // before, dilation
+            if every > 1:
+                x = x[(ops.shape(x)[0] - 1) % every :: every]
+            x = self._run(layer, x, phases, training)[0]
+        y = _phases(x[-1], phases, batch)
+        y = ops.reshape(y, (batch, phases * y.shape[-1]))
+        return ops.cast(y, self.compute_dtype)
+
+    def _run(self, layer, x, phases, training, **options):
+        """The outputs, time first, and the last states of one layer."""
+        if training and not (isinstance(phases, int) and phases == 1):
+            _share_dropout(layer, x, phases)
+        y, *state = layer(
+            ops.transpose(x, (1, 0, 2)), training=training, **options
+        )
+        return ops.transpose(y, (1, 0, 2)), *state
+
+    def get_initial_state(self, batch_size):
+        """The states before the first step: a list of (B, d, units)."""
+        return [
+            _phases(value, dilation, batch_size)
+            for layer, dilation in zip(self.layers, self.dilations, strict=True)
+            for value in keras.tree.flatten(
+                layer.get_initial_state(dilation * batch_size)
+            )
+        ]
+
+    def _state(self, initial_state, batch):
+        if initial_state is None:
+            initial_state = self.states or self.get_initial_state(batch)
+        state = keras.tree.flatten(initial_state)
+        shapes = [tuple(value.shape) for value in state]
+        if [shape[1:] for shape in shapes] != self.state_size:
+            raise ValueError(
+                "`initial_state` must be a list of tensors, of shapes (batch, "
+                f"d, units) with (d, units) = {self.state_size}, got {shapes}"
+            )
+        return [ops.convert_to_tensor(value) for value in state]
+
+    def reset_state(self):
+        """Begin anew: set the states of a stateful layer to zeros."""
+        for variable in self.states or ():
+            variable.assign(ops.zeros_like(variable))
+
+    def reset_states(self):
+        """`reset_state`, in the words of Keras 2."""
+        self.reset_state()
+
+    def compute_output_shape(self, sequences_shape, initial_state_shape=None):
+        batch, length, _ = sequences_shape
+        units = _units(self.layers[-1])
+        output = (batch, self.dilations[0] * units)
+        if self.return_sequences:
+            output = (batch, length, units)
+        if self.return_state:
+            return output, *((batch, *size) for size in self.state_size)
+        return output
+
+    def compute_mask(self, sequences, previous_mask=None):
+        mask = None
+        if self.return_sequences and previous_mask is not None:
+            mask = keras.tree.flatten(previous_mask)[0]
+        if self.return_state:
+            return [mask] + [None] * len(self.state_size)
+        return mask
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "cells": [
+                keras.saving.serialize_keras_object(cell) for cell in self.cells
+            ],
+            "dilations": list(self.dilations),
+            "return_sequences": self.return_sequences,
+            "return_state": self.return_state,
+            "stateful": self.stateful,
+            "go_backwards": self.go_backwards,
+            "zero_output_for_mask": self.zero_output_for_mask,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        cells = map(keras.saving.deserialize_keras_object, config["cells"])
+        return cls(**{**config, "cells": list(cells)})
+
+
+def dilated_rnn(cell_type, hidden_structs, dilations, **kwargs):
+    """A DilatedRNN of one kind of cell, in the words of the authors' code.
+
+    Arguments:
+        cell_type: "RNN", "LSTM", "GRU" or "IndRNN" (this one from
+            `ind_rnn.py`).
+        hidden_structs: A list: the units of each layer, bottom layer first.
+        dilations: A list: the dilation of each layer.
+        **kwargs: Of `DilatedRNN`; all others go to every cell, `dtype` to
+            both. With a `seed`, layer l gets `seed` + l.
+
+    Returns:
+        A `DilatedRNN`.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type, length or
+            range.
+
+    Example:
+        >>> layer = dilated_rnn("GRU", hidden_structs=[20, 30, 40, 50],
+        ...                     dilations=[4, 8, 16, 32])
+        >>> layer(keras.ops.ones((2, 784, 1))).shape
+        TensorShape([2, 200])
+    """
+    kinds = {
+        "RNN": keras.layers.SimpleRNN,
+        "LSTM": keras.layers.LSTM,
+        "GRU": keras.layers.GRU,
+        "IndRNN": None,
+    }
+    if cell_type not in kinds:
+        raise ValueError(
+            f"`cell_type` must be one of {', '.join(kinds)}, got {cell_type!r}"
+        )
+    kind = kinds[cell_type]
+    if kind is None:
+        from ind_rnn import IndRNN as kind
+    units = _positive_integers("hidden_structs", hidden_structs)
+    own = {
+        name: kwargs.pop(name)
+        for name in (
+            "return_sequences",
+            "return_state",
+            "stateful",
+            "go_backwards",
+            "zero_output_for_mask",
+            "activity_regularizer",
+            "name",
+            "trainable",
+        )
+        if name in kwargs
+    }
+    if "dtype" in kwargs:
+        own["dtype"] = kwargs["dtype"]
+    seed = kwargs.pop("seed", None)
+    cells = [
+        kind(count, seed=seed if seed is None else seed + index, **kwargs)
+        for index, count in enumerate(units)
+    ]
+    return DilatedRNN(cells, dilations, **own)
+
+
+def mean_recurrent_length(dilations):
+    """How long the paths through a dilated network are, in connections.
+
+    With m the largest dilation, and d(n) the length of the shortest path from
+    the input at one step to the output n steps later, counting recurrent
+    connections and those from layer to layer:
+
+        (d(1) + ... + d(m)) / m
+
+    Source: arXiv 1710.02224, section 3 (the mean recurrent length), computed
+    from the graph rather than from a closed form. For dilations 1, 2, 4, ...,
+    256 it is 12.0; for as many layers without dilations and the same m, 136.5.
+
+    Arguments:
+        dilations: A list of positive integers, one for each layer.
+
+    Returns:
+        A float; infinity if some distance cannot be bridged, as with even
+        dilations only.
+
+    Raises:
+        ValueError, TypeError: If `dilations` is no such list.
+    """
+    dilations = _positive_integers("dilations", dilations)
+    hops = [0]  # hops[n]: recurrent connections that bridge n steps
+    for distance in range(1, max(dilations) + 1):
+        reachable = [hops[distance - d] for d in dilations if d <= distance]
+        hops.append(1 + min(reachable, default=math.inf))
+    return sum(hops[1:]) / max(dilations) + len(dilations) - 1
+
+
+class _RNN(keras.layers.RNN):
+    """`keras.layers.RNN`, with a faster way for SimpleRNNCell.
+
+    All inputs are projected in one matrix product, and the backward pass of
+    the recurrence is written.
+    """
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        cell = self.cell
+        dropout = getattr(cell, "dropout", 0) or getattr(
+            cell, "recurrent_dropout", 0
+        )
+        if (
+            tf is None
+            or type(cell) is not keras.layers.SimpleRNNCell
+            or cell.activation not in _PULLBACKS
+            or mask is not None
+            or (training and dropout)
+        ):
+            return super().inner_loop(
+                sequences, initial_state, mask, training=training
+            )
+        x = tf.transpose(sequences, [1, 0, 2])
+        a = tf.matmul(
+            tf.reshape(x, [-1, x.shape[-1]]), tf.convert_to_tensor(cell.kernel)
+        )
+        if cell.use_bias:
+            a = tf.nn.bias_add(a, tf.convert_to_tensor(cell.bias))
+        h = _recurrence(
+            tf.reshape(a, [*ops.shape(x)[:2], cell.units]),
+            tf.convert_to_tensor(cell.recurrent_kernel),
+            initial_state[0],
+            cell.activation,
+        )
+        return h[-1], tf.transpose(h, [1, 0, 2]), [h[-1]]
+
+
+def _recurrence(a, u, h0, activation):
+    """h_t = activation(a_t + h_{t-1} @ u) for every t, differentiable.
+
+    Arguments:
+        a: (T, B, N).
+        u: (N, N).
+        h0: (B, N).
+        activation: One of `_PULLBACKS`.
+
+    Returns:
+        h of shape (T, B, N).
+    """
+
+    @tf.custom_gradient
+    def recurrence(*arguments):
+        result = _forward(*map(tf.stop_gradient, arguments), activation)
+        result.set_shape(a.shape)
+        # h, the result as the tape knows it, is not yet there in forward mode.
+        return result, lambda g: backward(g, result if h is None else h, u, h0)
+
+    @tf.custom_gradient
+    def backward(*arguments):
+        def second(*_):
+            raise NotImplementedError(
+                "The recurrence of SimpleRNN in DilatedRNN has first gradients "
+                "in reverse mode only: for others pass layers "
+                "`keras.layers.SimpleRNN(..., unroll=True)`"
+            )
+
+        return _backward(*map(tf.stop_gradient, arguments), activation), second
+
+    h = None
+    h = recurrence(a, u, h0)
+    return h
+
+
+def _forward(a, u, h0, activation):
+    length = tf.shape(a)[0]
+    inputs = tf.TensorArray(a.dtype, length).unstack(a)
+    outputs = tf.TensorArray(a.dtype, length, element_shape=h0.shape)
+
+    def step(t, h, outputs):
+        h = activation(inputs.read(t) + tf.matmul(h, u))
+        return t + 1, h, outputs.write(t, h)
+
+    return tf.while_loop(
+        lambda t, *_: t < length,
+        step,
+        (0, h0, outputs),
+        maximum_iterations=length,
+    )[2].stack()
+
+
+def _backward(g, h, u, h0, activation):
+    """The gradients of a, u and h0, from g, that of h.
+
+    With z_t = a_t + h_{t-1} @ u:
+
+        delta_t = activation'(z_t) * (g_t + delta_{t+1} @ u^T), that of a_t
+        du = sum over t of h_{t-1}^T @ delta_t
+    """
+    length, units = tf.shape(h)[0], h.shape[-1]
+    gradients = tf.TensorArray(h.dtype, length).unstack(g)
+    states = tf.TensorArray(h.dtype, length).unstack(h)
+    deltas = tf.TensorArray(h.dtype, length, element_shape=h0.shape)
+
+    def step(t, delta, deltas):
+        g_t = gradients.read(t) + tf.matmul(delta, u, transpose_b=True)
+        delta = _PULLBACKS[activation](states.read(t), g_t)
+        return t - 1, delta, deltas.write(t, delta)
+
+    _, delta, deltas = tf.while_loop(
+        lambda t, *_: t >= 0,
+        step,
+        (length - 1, tf.zeros_like(h0), deltas),
+        maximum_iterations=length,
+    )
+    deltas = deltas.stack()
+    du = tf.matmul(h0, delta, transpose_a=True) + tf.matmul(
+        tf.reshape(h[:-1], [-1, units]),
+        tf.reshape(deltas[1:], [-1, units]),
+        transpose_a=True,
+    )
+    return deltas, du, tf.matmul(delta, u, transpose_b=True)
+
+
+# activation: (its value h, gradient g that reaches h) -> gradient of its input
+_PULLBACKS = {
+    keras.activations.tanh: lambda h, g: g * (1 - h * h),
+    keras.activations.relu: lambda h, g: tf.where(h > 0, g, tf.zeros_like(g)),
+    keras.activations.sigmoid: lambda h, g: g * h * (1 - h),
+    keras.activations.linear: lambda h, g: g,
+}
+
+
+def _as_layer(name, cell):
+    """The layer that runs a cell, or a copy of a layer, over sequences."""
+    options = {"return_sequences": True, "return_state": True}
+    if isinstance(cell, keras.layers.RNN):
+        for option in (
+            "go_backwards",
+            "stateful",
+            "zero_output_for_mask",
+            "activity_regularizer",
+        ):
+            if getattr(cell, option, None):
+                raise ValueError(
+                    f"`{name}` must be a layer without `{option}`, which is "
+                    "DilatedRNN's to have, got "
+                    f"{option}={getattr(cell, option)!r}"
+                )
+        if cell.built or getattr(cell.cell, "built", False):
+            raise ValueError(
+                f"`{name}` must be a new layer, for its copy has weights of "
+                "its own (to use these, pass its `cell`), got a built "
+                f"{type(cell).__name__}"
+            )
+        layer = type(cell).from_config({**cell.get_config(), **options})
+        if type(cell) is not keras.layers.SimpleRNN or cell.unroll:
+            return layer
+        cell = layer.cell
+    if not callable(getattr(cell, "call", None)) or not hasattr(
+        cell, "state_size"
+    ):
+        raise TypeError(
+            f"`{name}` must be a Keras cell, with `call` and `state_size`, or "
+            f"a recurrent layer, got {cell!r}"
+        )
+    return _RNN(cell, dtype=getattr(cell, "dtype_policy", None), **options)
+
+
+def _share_dropout(layer, x, phases):
+    """Draw the dropout masks of x (T, d * B, F): the same for every phase."""
+    cell, batch = layer.cell, ops.shape(x)[1] // phases
+    for name, example in (
+        ("dropout", x[0, :batch]),
+        ("recurrent_dropout", layer.get_initial_state(batch)[0]),
+    ):
+        if getattr(cell, name, 0) and hasattr(cell, f"get_{name}_mask"):
+            # The cell keeps a mask until its layer's call has ended.
+            mask = getattr(cell, f"get_{name}_mask")(
+                ops.cast(example, layer.compute_dtype)
+            )
+            mask = keras.tree.map_structure(
+                lambda mask: ops.tile(mask, (phases, 1)), mask
+            )
+            setattr(cell, f"_{name}_mask", mask)
+
+
+def _units(layer):
+    return layer.compute_output_shape((None, None, 1))[0][-1]
+
+
+def _rows(state):
+    """(B, d, N) to (d * B, N), as the phases lie in the batch axis."""
+    state = ops.transpose(state, (1, 0, 2))
+    return ops.reshape(state, (-1, state.shape[-1]))
+
+
+def _phases(rows, phases, batch):
+    """(d * B, N) to (B, d, N): the inverse of `_rows`."""
+    rows = ops.reshape(rows, (phases, batch, rows.shape[-1]))
+    return ops.transpose(rows, (1, 0, 2))
+
+
+def _resize(x, length):
+    """x (T, B, F) cut off, or filled up with zeros, to T = length."""
+    missing = length - ops.shape(x)[0]
+    if not isinstance(missing, int):
+        missing = ops.maximum(missing, 0)
+    elif missing <= 0:
+        return x if missing == 0 else x[:length]
+    zeros = ops.zeros((missing, *ops.shape(x)[1:]), x.dtype)
+    return ops.concatenate([x[:length], zeros], axis=0)
+
+
+def _unmasked_first(x, mask):
+    """x (T, B, F) with the steps that a mask (B, T) keeps put first."""
+    length = ops.shape(x)[0]
+    steps = ops.arange(length)
+    order = ops.argsort(ops.where(mask, steps, steps + length), axis=1)
+    x = _pick(ops.transpose(x, (1, 0, 2)), order)
+    return ops.transpose(x, (1, 0, 2))
+
+
+def _pick(x, index):
+    """x[b, index[b, i]] of x (B, T, N): (B, I, N), zeros where index < 0."""
+    batch, length, units = ops.shape(x)
+    rows = ops.arange(batch)[:, None] * length + ops.maximum(index, 0)
+    y = ops.take(ops.reshape(x, (batch * length, units)), rows, axis=0)
+    return ops.where(index[:, :, None] >= 0, y, ops.zeros_like(y))
+
+
+def _least(a, b):
+    return min(a, b) if isinstance(a, int) else ops.minimum(a, b)
+
+
+def _positive_integers(name, values):
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ValueError(
+            f"`{name}` must be a list of at least one integer, got {values!r}"
+        )
+    for index, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(
+                f"`{name}[{index}]` must be an integer, got {value!r}"
+            )
+        if value < 1:
+            raise ValueError(
+                f"`{name}[{index}]` must be at least 1, got {value}"
+            )
+    return [int(value) for value in values]
