@@ -61,7 +61,7 @@ def build_model(args):
             global_clipnorm=1.0,
         ),
         "mse",
-        jit_compile=args.model == "indrnn",
+        jit_compile=experiment.jit_compile(args),
     )
     return model
 

@@ -23,6 +23,9 @@ import keras
 import matplotlib
 import numpy as np
 
+from dilated_rnn import DilatedRNN, dilated_rnn
+from ind_rnn import IndRNN
+
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
@@ -39,14 +42,22 @@ BASELINES = {
 }
 
 
-def parser(description, name):
-    """An ArgumentParser with the arguments that all examples share."""
+# The cells of a dilated network, and their names in `dilated_rnn`.
+CELLS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU", "indrnn": "IndRNN"}
+
+
+def parser(description, name, models=("indrnn",)):
+    """An ArgumentParser with the arguments that all examples share.
+
+    `models` are the networks to choose from besides BASELINES; the first is
+    the default.
+    """
     result = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    models = ("indrnn", *BASELINES)
-    option(result, "--model", "indrnn", "the network", choices=models)
+    models = (*models, *BASELINES)
+    option(result, "--model", models[0], "the network", choices=models)
     option(result, "--seed", 1, "of weights, data and order", type=count(0))
     option(result, "--out", f"out/{name}", "where results go", metavar="DIR")
     result.add_argument(
@@ -63,6 +74,61 @@ def option(parser, flag, default, text, **options):
         options.setdefault("metavar", "N")
     parser.add_argument(
         flag, default=default, help=f"{text} (default: {default})", **options
+    )
+
+
+def add_dilated(parser, hidden):
+    """Add --cell, --hidden and --dilations: a network of dilated layers."""
+    text = "of the dilated network"
+    option(parser, "--cell", "rnn", f"the cells {text}", choices=CELLS)
+    option(
+        parser,
+        "--hidden",
+        [hidden],
+        f"units {text}, for each layer, or one number for all",
+        type=count(1),
+        nargs="+",
+    )
+    option(
+        parser,
+        "--dilations",
+        [2**index for index in range(9)],
+        f"dilations {text}, bottom layer first",
+        type=count(1),
+        nargs="+",
+    )
+
+
+def hidden_structs(args):
+    """The units of each layer, from --hidden and --dilations."""
+    layers = len(args.dilations)
+    hidden = args.hidden * layers if len(args.hidden) == 1 else args.hidden
+    if len(hidden) != layers:
+        raise UserError(
+            "--hidden must have one number, or one for each of --dilations: "
+            f"got {len(hidden)} for {layers}"
+        )
+    return hidden
+
+
+def dilated(args, time_steps, **options):
+    """The DilatedRNN of --cell, --hidden and --dilations."""
+    hidden = hidden_structs(args)
+    if args.cell != "indrnn":
+        kind = CELLS[args.cell]
+        return dilated_rnn(kind, hidden, args.dilations, **options)
+    # A layer of dilation d runs over T / d steps: so many its bound allows.
+    cells = [
+        IndRNN(units, recurrent_max_abs=2 ** (dilation / time_steps))
+        for units, dilation in zip(hidden, args.dilations, strict=True)
+    ]
+    return DilatedRNN(cells, args.dilations, **options)
+
+
+def jit_compile(args):
+    """Whether XLA is faster: for all but the loops of Keras."""
+    return args.model == "indrnn" or (
+        args.model == "dilated" and args.cell in ("rnn", "indrnn")
     )
 
 
