@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import addition_rnn
+import copy_memory
+import draw_dilated_rnn
 import experiment
 import sequential_mnist
 
@@ -57,6 +59,11 @@ def test_adding_batch():
 ADDITION = ["--time-steps", "8", "--units", "8", "--steps-per-epoch", "5"]
 
 
+COPY = ["--time-steps", "9", "--sequences", "64", "--batch-size", "16"]
+SMALL = ["--hidden", "4", "3", "--dilations", "1", "5"]
+DILATED = ["--model", "dilated", *SMALL]
+
+
 @pytest.fixture
 def mnist(tmp_path):
     path = write_mnist(tmp_path / "mnist.npz")
@@ -84,12 +91,17 @@ def test_addition_learns(tmp_path):
     assert history(tmp_path)[-1]["val_loss"] < addition_rnn.BASELINE / 10
 
 
-@pytest.mark.parametrize("name", ["addition", "mnist"])
+@pytest.mark.parametrize("name", ["addition", "mnist", "noisy", "copy"])
 def test_a_killed_run_resumes_to_the_same_end(
     name, tmp_path, monkeypatch, mnist
 ):
-    example = {"addition": addition_rnn, "mnist": sequential_mnist}[name]
-    argv = {"addition": ADDITION, "mnist": [*mnist, "--dropout", "0.2"]}[name]
+    noisy = ["--pad-noise", "800", "--batch-size", "8"]
+    example, argv = {
+        "addition": (addition_rnn, ADDITION),
+        "mnist": (sequential_mnist, [*mnist, "--dropout", "0.2"]),
+        "noisy": (sequential_mnist, [*mnist, *DILATED, *noisy]),
+        "copy": (copy_memory, [*COPY, *SMALL]),
+    }[name]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     argv = [*argv, "--epochs", "3", "--out"]
     example.main([*argv, str(whole)])
@@ -189,6 +201,92 @@ def test_mnist_leaves_its_results(model, tmp_path, mnist):
     assert 0 <= result["metrics"]["test_error"] <= 1
 
 
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru", "indrnn"])
+def test_mnist_with_a_dilated_network(cell, tmp_path, mnist):
+    argv = [*mnist, *DILATED, "--cell", cell, "--epochs", "1"]
+    argv += ["--batch-size", "12", "--out", str(tmp_path)]
+    sequential_mnist.main(argv)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["steps"] == 2
+    assert 0 <= result["metrics"]["test_error"] <= 1
+
+
+def test_mnist_defaults_depend_on_the_model():
+    plain, dilated = map(sequential_mnist.parse, ([], ["--model", "dilated"]))
+    assert (plain.epochs, plain.batch_size) == (14, 32)
+    assert (dilated.epochs, dilated.batch_size) == (30, 128)
+    given = sequential_mnist.parse(["--model", "dilated", "--epochs", "2"])
+    assert given.epochs == 2 and dilated.dilations == [2**i for i in range(9)]
+    model = sequential_mnist.build_model(dilated, 100)
+    assert model.count_params() == 440 + 8 * 820 + 210
+
+
+def test_copy_batch():
+    symbols = np.random.default_rng(1).integers(0, 8, (5, 10))
+    x, y = copy_memory.copy_batch(symbols, 7)
+    assert x.shape == (5, 27, 10) and y.shape == (5, 27)
+    assert (x.sum(axis=-1) == 1).all()
+    x = x.argmax(axis=-1)
+    np.testing.assert_array_equal(x[:, :10], symbols)
+    np.testing.assert_array_equal(y[:, -10:], symbols)
+    assert (x[:, 10:16] == copy_memory.BLANK).all()
+    assert (x[:, 16:] == copy_memory.MARKER).all()
+    assert (y[:, :17] == copy_memory.BLANK).all()
+
+
+@pytest.mark.parametrize("model", ["dilated", "lstm", "gru", "rnn"])
+def test_copy_leaves_its_results(model, tmp_path):
+    argv = [*COPY, *SMALL, "--model", model, "--epochs", "1"]
+    copy_memory.main([*argv, "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "result.json").read_text())
+    metrics = result["metrics"]
+    assert result["steps"] == 4 and 0 <= metrics["recalled"] <= 1
+    # Guessing the symbols, and only them, is what the baseline stands for.
+    assert metrics["baseline"] == pytest.approx(10 * np.log(8) / 29)
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_copy_learns(tmp_path):
+    argv = ["--time-steps", "5", "--hidden", "32", "--dilations", "1", "15"]
+    argv += ["--sequences", "3200", "--batch-size", "32", "--epochs", "3"]
+    copy_memory.main([*argv, "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    assert result["test_loss"] < result["baseline"] / 2
+
+
+@pytest.mark.parametrize(
+    "dilations, distance, path",
+    [
+        ([1, 2, 4], 7, [0, 1, 2]),
+        ([1, 2, 4], 8, [2, 2]),
+        ([1, 3, 4], 6, [1, 1]),
+        ([2], 3, None),
+    ],
+)
+def test_shortest_path(dilations, distance, path):
+    assert draw_dilated_rnn.shortest_path(dilations, distance) == path
+
+
+def test_draw(tmp_path, capsys):
+    path = tmp_path / "new" / "network.png"
+    argv = ["--dilations", "1", "3", "--time-steps", "7", "--out", str(path)]
+    draw_dilated_rnn.main(argv)
+    assert path.stat().st_size > 1000
+    code, error = run(draw_dilated_rnn, ["--out", f"{path}.what"], capsys)
+    assert code == 2 and "--out" in error and len(error.splitlines()) == 1
+
+
+def test_prepare_with_noise():
+    x = np.arange(2 * 784).reshape(2, 784).astype("uint8")
+    rng = np.random.default_rng(3)
+    y = sequential_mnist.prepare(x, None, 900, rng)
+    assert y.shape == (2, 900, 1) and y.dtype == np.float32
+    np.testing.assert_array_equal(y[:, :784], sequential_mnist.prepare(x))
+    noise = y[:, 784:]
+    assert -1 <= noise.min() < -0.8 and 0.8 < noise.max() <= 1
+    assert (noise[0] != noise[1]).all()
+
+
 def test_prepare():
     x = np.arange(2 * 784).reshape(2, 784).astype("uint8")
     y = sequential_mnist.prepare(x)
@@ -260,6 +358,11 @@ def test_broken_mnist_is_one_line(content, words, tmp_path, capsys):
         (addition_rnn, ["--learning-rate", "nan"], "positive, got nan"),
         (addition_rnn, ["--model", "cnn"], "model"),
         (sequential_mnist, ["--dropout", "1"], "dropout"),
+        (sequential_mnist, ["--pad-noise", "783"], "at least 784, got 783"),
+        (sequential_mnist, ["--dilations", "0"], "at least 1, got 0"),
+        (copy_memory, ["--cell", "elman"], "cell"),
+        (copy_memory, ["--time-steps", "0"], "at least 1, got 0"),
+        (draw_dilated_rnn, ["--time-steps", "0"], "at least 1, got 0"),
     ],
 )
 def test_bad_arguments(example, argv, word, capsys):
@@ -268,7 +371,16 @@ def test_bad_arguments(example, argv, word, capsys):
     assert stop.value.code == 2 and word in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("example", [addition_rnn, sequential_mnist])
+def test_hidden_and_dilations_must_agree(tmp_path, capsys):
+    argv = [*COPY, "--hidden", "4", "5", "6", "--dilations", "1", "2"]
+    code, error = run(copy_memory, [*argv, "--out", str(tmp_path)], capsys)
+    assert code == 2 and "--hidden" in error and "3 for 2" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "example", [addition_rnn, copy_memory, sequential_mnist]
+)
 def test_help_states_defaults(example, capsys):
     with pytest.raises(SystemExit) as stop:
         example.main(["--help"])

@@ -1,0 +1,152 @@
+"""Time of a training step of a dilated network beside undilated ones.
+
+    python benchmarks/dilated.py
+
+Nine SimpleRNN layers of 20 units on one input pixel, as in arXiv 1710.02224,
+section 4.2: dilated (the last output, and the outputs of all steps), as nine
+Keras layers, and as one Keras layer of nine cells. All are timed in one
+process, round robin; a figure is the median. Then the dilated network alone,
+for longer and longer sequences and for first dilations above 1; and how long
+it takes to build it and to run its first step.
+"""
+
+import argparse
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dilated_rnn import DilatedRNN
+from recurrence import medians, processor
+
+LAYERS, UNITS = 9, 20
+
+
+def cells(count):
+    return [keras.layers.SimpleRNNCell(UNITS) for _ in range(count)]
+
+
+def dilated(first=1, **options):
+    """Dilations `first` ... 256: the lower layers left out, as in the paper."""
+    dilations = [2**index for index in range(LAYERS) if 2**index >= first]
+    return [DilatedRNN(cells(len(dilations)), dilations, **options)]
+
+
+def nine_layers():
+    return [
+        keras.layers.SimpleRNN(UNITS, return_sequences=index < LAYERS - 1)
+        for index in range(LAYERS)
+    ]
+
+
+NETWORKS = {
+    "dilated": dilated,
+    "dilated, all outputs": lambda: [
+        *dilated(return_sequences=True),
+        keras.layers.Lambda(lambda y: y[:, -1]),
+    ],
+    "9 x SimpleRNN": nine_layers,
+    "RNN([9 cells])": lambda: [keras.layers.RNN(cells(LAYERS))],
+}
+
+
+def make_step(layers, jit):
+    """A training step without its optimizer: the gradients of all weights."""
+    model = keras.Sequential([*layers, keras.layers.Dense(10)])
+    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    @tf.function(jit_compile=jit)
+    def step(x):
+        with tf.GradientTape() as tape:
+            labels = tf.range(tf.shape(x)[0]) % 10
+            loss = loss_of(labels, model(x, training=True))
+        return tape.gradient(loss, [v.value for v in model.trainable_variables])
+
+    return step
+
+
+def first_step(layers, x, jit):
+    """Seconds to build a network and to run its first step, and the step."""
+    start = time.perf_counter()
+    model = keras.Sequential([keras.Input(x.shape[1:]), *layers()])
+    step = make_step(model.layers, jit)
+    step(x)
+    return time.perf_counter() - start, step
+
+
+def inputs(batch, time_steps):
+    x = np.random.default_rng(0).normal(size=(batch, time_steps, 1))
+    return tf.constant(x, tf.float32)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--time-steps", type=int, default=784)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--jit", action="store_true", help="jit_compile=True")
+    parser.add_argument(
+        "--lengths",
+        type=int,
+        nargs="*",
+        default=[1250, 2500, 5000, 10000, 20000],
+        help="time steps of the second table, with an eighth of the batch",
+    )
+    args = parser.parse_args(argv)
+    print(
+        f"B = {args.batch}, T = {args.time_steps}, {LAYERS} layers of {UNITS}, "
+        f"float32, median of {args.rounds}; {processor()}, TensorFlow "
+        f"{tf.__version__}, Keras {keras.__version__}"
+        f"{', jit_compile=True' if args.jit else ''}\n"
+    )
+
+    x = inputs(args.batch, args.time_steps)
+    starts, steps = {}, {}
+    for name, layers in NETWORKS.items():
+        starts[name], steps[name] = first_step(layers, x, args.jit)
+    seconds = medians(steps, x, args.rounds)
+    print(
+        "| network | step, ms | x dilated | first step, s |\n|---|---|---|---|"
+    )
+    for name in NETWORKS:
+        print(
+            f"| {name} | {1e3 * seconds[name]:.1f} "
+            f"| {seconds[name] / seconds['dilated']:.2f} | {starts[name]:.1f} |"
+        )
+
+    print("\n| first dilation | step, ms | all outputs, ms |\n|---|---|---|")
+    for first in (1, 2, 4, 8):
+        last = make_step(dilated(first), args.jit)
+        all_of = make_step(
+            [
+                *dilated(first, return_sequences=True),
+                keras.layers.Lambda(lambda y: y[:, -1]),
+            ],
+            args.jit,
+        )
+        seconds = medians({"last": last, "all": all_of}, x, args.rounds)
+        print(
+            f"| {first} | {1e3 * seconds['last']:.1f} "
+            f"| {1e3 * seconds['all']:.1f} |"
+        )
+
+    print(
+        "\n| T | step, ms | us per time step | all outputs, ms "
+        "| us per time step | first step, s |\n|---|---|---|---|---|---|"
+    )
+    for length in args.lengths:
+        x = inputs(max(1, args.batch // 8), length)
+        row = [str(length)]
+        for name in ("dilated", "dilated, all outputs"):
+            start, step = first_step(NETWORKS[name], x, args.jit)
+            second = medians({name: step}, x, 5)[name]
+            row += [f"{1e3 * second:.1f}", f"{1e6 * second / length:.1f}"]
+        print(f"| {' | '.join(row)} | {start:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
