@@ -327,9 +327,11 @@ class DilatedRNN(keras.layers.Layer):
         return [ops.convert_to_tensor(value) for value in state]
 
     def reset_state(self):
-        """Begin anew: set the states of a stateful layer to zeros."""
-        for variable in self.states or ():
-            variable.assign(ops.zeros_like(variable))
+        """Set the states of a stateful layer to the initial ones."""
+        if self.states is not None:
+            initial_state = self.get_initial_state(self.states[0].shape[0])
+            for variable, value in zip(self.states, initial_state, strict=True):
+                variable.assign(value)
 
     def reset_states(self):
         """`reset_state`, in the words of Keras 2."""

@@ -8,7 +8,7 @@ setuptools.setup(
     name="indrnn",
     version="1.0.0",
     description=(
-        "Independently Recurrent Neural Networks for Keras 3: "
+        "Independently and dilated recurrent neural networks for Keras 3: "
         "deep, fast, and with a memory of thousands of steps"
     ),
     long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
@@ -20,6 +20,7 @@ setuptools.setup(
     extras_require={
         "examples": ["matplotlib"],
         "test": [
+            "hypothesis",
             "matplotlib",
             "pytest",
             "pytest-xdist",

@@ -50,9 +50,8 @@ def build_model(args):
     model = keras.Sequential(layers)
     steps = args.epochs * max(1, args.sequences // args.batch_size)
     model.compile(
-        keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(args.learning_rate, steps),
-            global_clipnorm=1.0,
+        keras.optimizers.RMSprop(
+            keras.optimizers.schedules.CosineDecay(args.learning_rate, steps)
         ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=experiment.jit_compile(args),
@@ -66,12 +65,12 @@ def parse(argv):
     for flag, default, text, kind in (
         ("--time-steps", 500, "T, from the symbols to the markers", count),
         ("--sequences", 20000, "for training", count),
-        ("--epochs", 20, "passes over them", count),
+        ("--epochs", 30, "passes over them", count),
         ("--batch-size", 128, "sequences in a batch", count),
         (
             "--learning-rate",
             3e-3,
-            "of Adam, falling to 0 along a cosine",
+            "of RMSProp, falling to 0 along a cosine",
             experiment.positive,
         ),
     ):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import dilated_rnn
 import ind_rnn
 import ind_rnn_cell
 
@@ -28,10 +29,11 @@ def test_ci_calls_the_test_command():
 def test_snippets_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    assert len(blocks("python")) == 5
+    assert len(blocks("python")) == 7
     for snippet in blocks("python"):
         exec(snippet, names)
     assert names["model"].count_params() == 18314
+    assert len(names["state"]) == 4
 
 
 def test_tf1_snippet_runs():
@@ -46,7 +48,7 @@ def test_tf1_snippet_runs():
     )
 
 
-@pytest.mark.parametrize("module", [ind_rnn_cell, ind_rnn])
+@pytest.mark.parametrize("module", [ind_rnn_cell, ind_rnn, dilated_rnn])
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted >= 2 and result.failed == 0
