@@ -66,9 +66,9 @@ class DilatedRNN(keras.layers.Layer):
         With `return_sequences`, (B, T, N). Otherwise the last d outputs in the
         order of time, (B, d * N), where d is the first dilation (the fusion of
         section 2.2: no single output has seen all steps), with zeros in
-        place of outputs before the first step. With `return_state` a list:
-        this output, and the states in the form of `initial_state`. A sequence
-        in chunks of any lengths, states carried, gives what the whole gives.
+        place of outputs before the first step. With `return_state` the last
+        states follow, in the form of `initial_state`: a sequence in chunks of
+        any lengths, states carried, gives what the whole gives.
 
     Raises:
         ValueError, TypeError: If an argument has a wrong type, length or
@@ -403,16 +403,18 @@ def dilated_rnn(cell_type, hidden_structs, dilations, **kwargs):
         "RNN": keras.layers.SimpleRNN,
         "LSTM": keras.layers.LSTM,
         "GRU": keras.layers.GRU,
-        "IndRNN": None,
+        "IndRNN": _ind_rnn,
     }
-    if cell_type not in kinds:
+    if not isinstance(cell_type, str) or cell_type not in kinds:
         raise ValueError(
             f"`cell_type` must be one of {', '.join(kinds)}, got {cell_type!r}"
         )
-    kind = kinds[cell_type]
-    if kind is None:
-        from ind_rnn import IndRNN as kind
     units = _positive_integers("hidden_structs", hidden_structs)
+    if len(_positive_integers("dilations", dilations)) != len(units):
+        raise ValueError(
+            "`dilations` must have one number for each of `hidden_structs`, "
+            f"got {len(dilations)} for {len(units)}"
+        )
     own = {
         name: kwargs.pop(name)
         for name in (
@@ -431,10 +433,18 @@ def dilated_rnn(cell_type, hidden_structs, dilations, **kwargs):
         own["dtype"] = kwargs["dtype"]
     seed = kwargs.pop("seed", None)
     cells = [
-        kind(count, seed=seed if seed is None else seed + index, **kwargs)
+        kinds[cell_type](
+            count, seed=None if seed is None else seed + index, **kwargs
+        )
         for index, count in enumerate(units)
     ]
     return DilatedRNN(cells, dilations, **own)
+
+
+def _ind_rnn(units, **options):
+    from ind_rnn import IndRNN  # which no other cell needs
+
+    return IndRNN(units, **options)
 
 
 def mean_recurrent_length(dilations):

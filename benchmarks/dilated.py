@@ -33,6 +33,12 @@ def dilated(first=1, **options):
     return [DilatedRNN(cells(len(dilations)), dilations, **options)]
 
 
+def all_outputs(first=1):
+    """The same, by way of the outputs of all steps."""
+    last = keras.layers.Lambda(lambda y: y[:, -1])
+    return [*dilated(first, return_sequences=True), last]
+
+
 def nine_layers():
     return [
         keras.layers.SimpleRNN(UNITS, return_sequences=index < LAYERS - 1)
@@ -42,10 +48,7 @@ def nine_layers():
 
 NETWORKS = {
     "dilated": dilated,
-    "dilated, all outputs": lambda: [
-        *dilated(return_sequences=True),
-        keras.layers.Lambda(lambda y: y[:, -1]),
-    ],
+    "dilated, all outputs": all_outputs,
     "9 x SimpleRNN": nine_layers,
     "RNN([9 cells])": lambda: [keras.layers.RNN(cells(LAYERS))],
 }
@@ -80,6 +83,78 @@ def inputs(batch, time_steps):
     return tf.constant(x, tf.float32)
 
 
+def compare(batch, time_steps, rounds, jit):
+    """Print the time of a step of every network, and of its first step."""
+    x = inputs(batch, time_steps)
+    starts, steps = {}, {}
+    for name, layers in NETWORKS.items():
+        starts[name], steps[name] = first_step(layers, x, jit)
+    seconds = medians(steps, x, rounds)
+    print(
+        "| network | step, ms | x dilated | first step, s |\n|---|---|---|---|"
+    )
+    for name in NETWORKS:
+        print(
+            f"| {name} | {1e3 * seconds[name]:.1f} "
+            f"| {seconds[name] / seconds['dilated']:.2f} | {starts[name]:.1f} |"
+        )
+
+
+def first_dilations(batch, time_steps, rounds, jit):
+    """Milliseconds of a step by the first dilation: last, all outputs."""
+    x = inputs(batch, time_steps)
+    print("\n| first dilation | step, ms | all outputs, ms |\n|---|---|---|")
+    result = {}
+    for first in (1, 2, 4, 8, 16):
+        steps = [
+            make_step(layers, jit)
+            for layers in (dilated(first), all_outputs(first))
+        ]
+        seconds = medians(dict(enumerate(steps)), x, rounds)
+        result[first] = [1e3 * seconds[0], 1e3 * seconds[1]]
+        print("| {} | {:.1f} | {:.1f} |".format(first, *result[first]))
+    return result
+
+
+def lengths(batch, every, jit):
+    """Milliseconds of a step by T: last outputs, all outputs."""
+    print(
+        f"\nB = {batch}\n\n| T | step, ms | us per time step | all outputs, ms "
+        "| us per time step | first step, s |\n|---|---|---|---|---|---|"
+    )
+    result = {}
+    for length in every:
+        x = inputs(batch, length)
+        starts, steps = zip(
+            *(first_step(layers, x, jit) for layers in (dilated, all_outputs)),
+            strict=True,
+        )
+        seconds = medians(dict(enumerate(steps)), x, 5)
+        result[length] = [1e3 * seconds[0], 1e3 * seconds[1]]
+        cells = [
+            f"{1e3 * seconds[i]:.1f} | {1e6 * seconds[i] / length:.1f}"
+            for i in range(2)
+        ]
+        print(f"| {length} | {' | '.join(cells)} | {max(starts):.1f} |")
+    return result
+
+
+def draw(by_dilation, by_length, path):
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        1, 2, figsize=(9, 3.2), layout="constrained"
+    )
+    for axes, times, label in zip(
+        panels, (by_dilation, by_length), ("first dilation", "T"), strict=True
+    ):
+        axes.loglog(list(times), list(times.values()), "o-")
+        axes.set(xlabel=label, ylabel="training step, ms")
+        axes.grid(alpha=0.3)
+        axes.legend(["last outputs", "all outputs"])
+    figure.savefig(path, dpi=120)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -92,10 +167,11 @@ def main(argv=None):
     parser.add_argument(
         "--lengths",
         type=int,
-        nargs="*",
+        nargs="+",
         default=[1250, 2500, 5000, 10000, 20000],
-        help="time steps of the second table, with an eighth of the batch",
+        help="T of the last table, with an eighth of the batch",
     )
+    parser.add_argument("--picture", metavar="FILE", help="draw the curves")
     args = parser.parse_args(argv)
     print(
         f"B = {args.batch}, T = {args.time_steps}, {LAYERS} layers of {UNITS}, "
@@ -103,49 +179,12 @@ def main(argv=None):
         f"{tf.__version__}, Keras {keras.__version__}"
         f"{', jit_compile=True' if args.jit else ''}\n"
     )
-
-    x = inputs(args.batch, args.time_steps)
-    starts, steps = {}, {}
-    for name, layers in NETWORKS.items():
-        starts[name], steps[name] = first_step(layers, x, args.jit)
-    seconds = medians(steps, x, args.rounds)
-    print(
-        "| network | step, ms | x dilated | first step, s |\n|---|---|---|---|"
-    )
-    for name in NETWORKS:
-        print(
-            f"| {name} | {1e3 * seconds[name]:.1f} "
-            f"| {seconds[name] / seconds['dilated']:.2f} | {starts[name]:.1f} |"
-        )
-
-    print("\n| first dilation | step, ms | all outputs, ms |\n|---|---|---|")
-    for first in (1, 2, 4, 8):
-        last = make_step(dilated(first), args.jit)
-        all_of = make_step(
-            [
-                *dilated(first, return_sequences=True),
-                keras.layers.Lambda(lambda y: y[:, -1]),
-            ],
-            args.jit,
-        )
-        seconds = medians({"last": last, "all": all_of}, x, args.rounds)
-        print(
-            f"| {first} | {1e3 * seconds['last']:.1f} "
-            f"| {1e3 * seconds['all']:.1f} |"
-        )
-
-    print(
-        "\n| T | step, ms | us per time step | all outputs, ms "
-        "| us per time step | first step, s |\n|---|---|---|---|---|---|"
-    )
-    for length in args.lengths:
-        x = inputs(max(1, args.batch // 8), length)
-        row = [str(length)]
-        for name in ("dilated", "dilated, all outputs"):
-            start, step = first_step(NETWORKS[name], x, args.jit)
-            second = medians({name: step}, x, 5)[name]
-            row += [f"{1e3 * second:.1f}", f"{1e6 * second / length:.1f}"]
-        print(f"| {' | '.join(row)} | {start:.1f} |")
+    case = args.batch, args.time_steps, args.rounds, args.jit
+    compare(*case)
+    by_dilation = first_dilations(*case)
+    by_length = lengths(max(1, args.batch // 8), args.lengths, args.jit)
+    if args.picture:
+        draw(by_dilation, by_length, args.picture)
 
 
 if __name__ == "__main__":

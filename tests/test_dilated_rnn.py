@@ -306,12 +306,10 @@ def test_chunks_are_the_whole(kind, dilations, lengths, mask, go_on):
             layer.states, whole["outputs"][1:], strict=True
         ):
             np.testing.assert_allclose(variable, last, rtol=0, atol=1e-12)
-        layer.reset_state()
-        if kind != "TwoStates":
+        for reset in (layer.reset_state, layer.reset_states):
+            reset()
             again = {"outputs": in_chunks(layer, x, mask, lengths)}
             assert_same(again, whole)
-        layer.reset_states()
-        assert not any(np.any(variable) for variable in layer.states)
 
 
 @pytest.mark.parametrize("mode", ["unknown", "jit"])
@@ -738,6 +736,8 @@ def test_bad_cell_type_and_units():
             dilated_rnn("RNN", value, [1])
     with pytest.raises(ValueError, match="`hidden_structs` must .*got 5"):
         dilated_rnn("RNN", 5, [1])
+    with pytest.raises(ValueError, match="`dilations` must .*got 1 for 2"):
+        dilated_rnn("RNN", [N, N], [1])
 
 
 def zeros(*shapes):
