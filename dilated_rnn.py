@@ -35,9 +35,10 @@ class DilatedRNN(keras.layers.Layer):
     1, 2, 4, ..., however many layers there are.
 
     Arguments:
-        cells: A list, bottom layer first, of Keras cells and new recurrent
-            layers. A cell is used as it is; of a layer (LSTM, GRU, SimpleRNN,
-            IndRNN, ...) a copy is, with its own fast way through a sequence.
+        cells: A list, bottom layer first, of Keras cells and recurrent layers
+            (LSTM, GRU, IndRNN, ...), which are used as they are: layers with
+            their own fast way through a sequence, and set to return sequences
+            and states.
         dilations: A list of positive integers, one for each cell. Default:
             1, 2, 4, ...
         return_sequences: Whether to return the outputs of all steps rather
@@ -56,7 +57,8 @@ class DilatedRNN(keras.layers.Layer):
         sequences: (B, T, F).
         initial_state: A list of (B, d, units), one for each state of each
             layer (an LSTM has two), the states of the d steps before the
-            first one, in the order of time. Default: zeros.
+            first one, in the order of time. Default: the cells' own initial
+            states, as a rule zeros.
         mask: (B, T), false where a step is to be skipped, as though it were
             not in the sequence. Default: None.
         training: Whether to apply the dropout of the cells, with one mask for
@@ -197,7 +199,7 @@ class DilatedRNN(keras.layers.Layer):
             mask = ops.cast(keras.tree.flatten(mask)[0], "bool")
             mask = ops.flip(mask, axis=1) if self.go_backwards else mask
             lengths = ops.sum(ops.cast(mask, "int32"), axis=1)
-            x = _unmasked_first(x, mask)
+            x = _unmasked_first(x, mask, lengths)
         y, state = self._all_outputs(
             x,
             self._state(initial_state, batch),
@@ -319,10 +321,14 @@ class DilatedRNN(keras.layers.Layer):
             initial_state = self.states or self.get_initial_state(batch)
         state = keras.tree.flatten(initial_state)
         shapes = [tuple(value.shape) for value in state]
-        if [shape[1:] for shape in shapes] != self.state_size:
+        batches = {shape[0] for shape in shapes} - {None}
+        if [shape[1:] for shape in shapes] != self.state_size or (
+            isinstance(batch, int) and batches - {batch}
+        ):
             raise ValueError(
                 "`initial_state` must be a list of tensors, of shapes (batch, "
-                f"d, units) with (d, units) = {self.state_size}, got {shapes}"
+                f"d, units) with (d, units) = {self.state_size} and the batch "
+                f"of `sequences`, {batch}; got {shapes}"
             )
         return [ops.convert_to_tensor(value) for value in state]
 
@@ -611,8 +617,7 @@ _PULLBACKS = {
 
 
 def _as_layer(name, cell):
-    """The layer that runs a cell, or a copy of a layer, over sequences."""
-    options = {"return_sequences": True, "return_state": True}
+    """The layer that runs a cell over sequences, or a layer that does."""
     if isinstance(cell, keras.layers.RNN):
         for option in (
             "go_backwards",
@@ -626,16 +631,10 @@ def _as_layer(name, cell):
                     "DilatedRNN's to have, got "
                     f"{option}={getattr(cell, option)!r}"
                 )
-        if cell.built or getattr(cell.cell, "built", False):
-            raise ValueError(
-                f"`{name}` must be a new layer, for its copy has weights of "
-                "its own (to use these, pass its `cell`), got a built "
-                f"{type(cell).__name__}"
-            )
-        layer = type(cell).from_config({**cell.get_config(), **options})
         if type(cell) is not keras.layers.SimpleRNN or cell.unroll:
-            return layer
-        cell = layer.cell
+            cell.return_sequences = cell.return_state = True
+            return cell
+        cell = cell.cell
     if not callable(getattr(cell, "call", None)) or not hasattr(
         cell, "state_size"
     ):
@@ -643,7 +642,12 @@ def _as_layer(name, cell):
             f"`{name}` must be a Keras cell, with `call` and `state_size`, or "
             f"a recurrent layer, got {cell!r}"
         )
-    return _RNN(cell, dtype=getattr(cell, "dtype_policy", None), **options)
+    return _RNN(
+        cell,
+        return_sequences=True,
+        return_state=True,
+        dtype=getattr(cell, "dtype_policy", None),
+    )
 
 
 def _share_dropout(layer, x, phases):
@@ -691,11 +695,12 @@ def _resize(x, length):
     return ops.concatenate([x[:length], zeros], axis=0)
 
 
-def _unmasked_first(x, mask):
-    """x (T, B, F) with the steps that a mask (B, T) keeps put first."""
+def _unmasked_first(x, mask, lengths):
+    """x (T, B, F) with the steps that a mask (B, T) keeps, and then zeros."""
     length = ops.shape(x)[0]
     steps = ops.arange(length)
     order = ops.argsort(ops.where(mask, steps, steps + length), axis=1)
+    order = ops.where(steps < lengths[:, None], order, -1)
     x = _pick(ops.transpose(x, (1, 0, 2)), order)
     return ops.transpose(x, (1, 0, 2))
 
