@@ -493,20 +493,19 @@ class _RNN(keras.layers.RNN):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         cell = self.cell
-        dropout = getattr(cell, "dropout", 0) or getattr(
-            cell, "recurrent_dropout", 0
-        )
         if (
             tf is None
             or type(cell) is not keras.layers.SimpleRNNCell
             or cell.activation not in _PULLBACKS
             or mask is not None
-            or (training and dropout)
+            or (training and cell.recurrent_dropout > 0)
         ):
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
             )
         x = tf.transpose(sequences, [1, 0, 2])
+        if training and cell.dropout > 0:
+            x *= cell.get_dropout_mask(x[0])
         a = tf.matmul(
             tf.reshape(x, [-1, x.shape[-1]]), tf.convert_to_tensor(cell.kernel)
         )

@@ -23,7 +23,7 @@ import keras
 import matplotlib
 import numpy as np
 
-from dilated_rnn import DilatedRNN, dilated_rnn
+from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 
 matplotlib.use("Agg")
@@ -42,8 +42,8 @@ BASELINES = {
 }
 
 
-# The cells of a dilated network, and their names in `dilated_rnn`.
-CELLS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU", "indrnn": "IndRNN"}
+# What a dilated network may be made of.
+CELLS = {**BASELINES, "indrnn": IndRNN}
 
 
 def parser(description, name, models=("indrnn",)):
@@ -111,17 +111,20 @@ def hidden_structs(args):
     return hidden
 
 
-def dilated(args, time_steps, **options):
-    """The DilatedRNN of --cell, --hidden and --dilations."""
-    hidden = hidden_structs(args)
-    if args.cell != "indrnn":
-        kind = CELLS[args.cell]
-        return dilated_rnn(kind, hidden, args.dilations, **options)
-    # A layer of dilation d runs over T / d steps: so many its bound allows.
-    cells = [
-        IndRNN(units, recurrent_max_abs=2 ** (dilation / time_steps))
-        for units, dilation in zip(hidden, args.dilations, strict=True)
-    ]
+def dilated(args, time_steps, dropout=0.0, **options):
+    """The DilatedRNN of --cell, --hidden and --dilations.
+
+    `dropout` is that of the inputs of each layer but the first one.
+    """
+    cells = []
+    for units, dilation in zip(
+        hidden_structs(args), args.dilations, strict=True
+    ):
+        of_cell = {"dropout": dropout if cells else 0.0}
+        if args.cell == "indrnn":
+            # A layer of dilation d runs over T / d steps.
+            of_cell["recurrent_max_abs"] = 2 ** (dilation / time_steps)
+        cells.append(CELLS[args.cell](units, **of_cell))
     return DilatedRNN(cells, args.dilations, **options)
 
 
