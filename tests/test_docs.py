@@ -55,7 +55,7 @@ def test_docstring_examples(module):
 
 
 def test_nothing_is_left_to_fill_in():
-    assert not re.findall(r"\b(?:SPEED|MSE\d|TIME|ERROR)[A-Z0-9]*\b", README)
+    assert not re.findall(r"@@|TODO|TBD", README)
 
 
 def test_pictures_exist():
