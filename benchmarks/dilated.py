@@ -140,7 +140,7 @@ def lengths(batch, every, jit):
 
 
 def draw(by_dilation, by_length, path):
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, panels = pyplot.subplots(
         1, 2, figsize=(9, 3.2), layout="constrained"
@@ -150,6 +150,10 @@ def draw(by_dilation, by_length, path):
     ):
         axes.loglog(list(times), list(times.values()), "o-")
         axes.set(xlabel=label, ylabel="training step, ms")
+        axes.set_xticks(list(times), list(times))
+        axes.minorticks_off()
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.ScalarFormatter())
         axes.grid(alpha=0.3)
         axes.legend(["last outputs", "all outputs"])
     figure.savefig(path, dpi=120)
