@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+import deep_ind_rnn
 import dilated_rnn
 import ind_rnn
 import ind_rnn_cell
@@ -29,11 +31,16 @@ def test_ci_calls_the_test_command():
 def test_snippets_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    assert len(blocks("python")) == 7
+    assert len(blocks("python")) == 8
     for snippet in blocks("python"):
         exec(snippet, names)
     assert names["model"].count_params() == 18314
     assert len(names["state"]) == 4
+    weights = [
+        sum(np.prod(w.shape) for w in names[name].trainable_weights)
+        for name in ("network", "deeper", "densest")
+    ]
+    assert weights == [86410, 170890, 256514]
 
 
 def test_tf1_snippet_runs():
@@ -48,7 +55,9 @@ def test_tf1_snippet_runs():
     )
 
 
-@pytest.mark.parametrize("module", [ind_rnn_cell, ind_rnn, dilated_rnn])
+@pytest.mark.parametrize(
+    "module", [ind_rnn_cell, ind_rnn, deep_ind_rnn, dilated_rnn]
+)
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted >= 2 and result.failed == 0

@@ -1,0 +1,504 @@
+"""Deep IndRNN networks: stacked, residual, and densely connected.
+
+Each function returns a functional `keras.Model`, and shows its wiring in a few
+lines. Axis letters: B batch, T time, F input features, N units.
+"""
+
+import keras
+from keras import ops
+
+from ind_rnn import IndRNN
+from ind_rnn_cell import _check_bools, _check_known, _integer, _number
+
+
+def stacked_ind_rnn(
+    input_shape,
+    units=128,
+    num_layers=6,
+    num_outputs=None,
+    dropout=0.0,
+    **options,
+):
+    """IndRNN layers, one on another.
+
+        x = input
+        num_layers times:
+            x = dropout(recur(dense(x, units)))
+
+    where `recur` is an IndRNN over projected inputs, and batch normalization
+    after or before it. Source: arXiv 1803.04831, section 4 and figure 2a.
+
+    Arguments:
+        input_shape: (T, F); T may be None.
+        units: N, of each layer. Default: 128.
+        num_layers: Default: 6.
+        num_outputs: Units of a linear layer on top, or None for the N features
+            themselves. Default: None.
+        dropout: Rate after each layer, in [0, 1); one mask for all time
+            steps. Default: 0.0.
+        **options: Those that all three networks share:
+
+            activation: Of the recurrences. Default: "relu".
+            recurrent_max_abs: The bound of |u|, or "auto" for 2^(1/T), 1.0 if
+                T is None, or None for no bound. Default: "auto".
+            long_memory: Whether the recurrent weights of the last layer start
+                near 1, uniform over [1 / bound, bound], rather than as all
+                others over [0, bound] (no bound counts as 1). Default: False.
+            batch_normalization: "after" or "before" the activation, or None.
+                Default: "after".
+            max_steps: With a number, statistics belong to time steps, counted
+                from 0 in every call, up to so many
+                (`TimeStepBatchNormalization`). Default: None, over all steps.
+            recurrent_regularizer: Say, a `RecurrentPenalty`, with which
+                `recurrent_max_abs` may be None. Default: None.
+            kernel_initializer: Of dense layers. Default: "he_normal".
+            weight_decay: w, adds w / 2 times the sum of squares of the dense
+                kernels to the loss; recurrent weights and biases are spared.
+                Default: 0.0.
+            return_sequences: Whether to return all steps. Default: False.
+            stateful: Whether a batch starts from the states in which the one
+                before it ended. Default: False.
+            batch_size: B, which `stateful` must know. Default: None.
+            name: Of the model.
+
+    Returns:
+        A `keras.Model` from (B, T, F) to (B, num_outputs), or (B, T,
+        num_outputs) with `return_sequences`.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range.
+
+    Example:
+        >>> stacked_ind_rnn((784, 1), num_layers=2, num_outputs=10).output_shape
+        (None, 10)
+    """
+    units = _integer("units", units, minimum=1)
+    num_layers = _integer("num_layers", num_layers, minimum=1)
+    net = _Network(input_shape, "stacked_ind_rnn", **options)
+    x = net.input
+    for index in range(num_layers):
+        x = net.dense(x, units)
+        x = net.recur(x, last=index == num_layers - 1)
+        x = net.dropout(x, "dropout", dropout)
+    return net.model(x, num_outputs)
+
+
+def residual_ind_rnn(
+    input_shape,
+    units=128,
+    num_blocks=5,
+    num_outputs=None,
+    dropout=0.0,
+    **options,
+):
+    """Pre-activation residual blocks of two recurrences each.
+
+        x = dense(input, units)
+        num_blocks times:
+            y = x
+            twice:
+                y = dense(dropout(recur(y)), units)
+            x = x + y
+        x = dropout(recur(x))
+
+    so that num_blocks blocks have 2 * num_blocks + 1 recurrences, and nothing
+    stands in the way of x. Source: arXiv 1910.06251, figure 3b.
+
+    Arguments:
+        input_shape, units, num_outputs: As in `stacked_ind_rnn`.
+        num_blocks: Default: 5.
+        dropout: Rate before each dense layer but the first, in [0, 1).
+            Default: 0.0.
+        **options: As in `stacked_ind_rnn`.
+
+    Returns, raises:
+        As `stacked_ind_rnn`.
+
+    Example:
+        >>> residual_ind_rnn((None, 3), return_sequences=True).output_shape
+        (None, None, 128)
+    """
+    units = _integer("units", units, minimum=1)
+    num_blocks = _integer("num_blocks", num_blocks, minimum=1)
+    net = _Network(input_shape, "residual_ind_rnn", **options)
+    x = net.dense(net.input, units)
+    for _ in range(num_blocks):
+        y = x
+        for _ in range(2):
+            y = net.dropout(net.recur(y), "dropout", dropout)
+            y = net.dense(y, units)
+        x = keras.layers.Add()([x, y])
+    x = net.dropout(net.recur(x, last=True), "dropout", dropout)
+    return net.model(x, num_outputs)
+
+
+def dense_ind_rnn(
+    input_shape,
+    growth_rate=16,
+    block_sizes=(8, 6, 4),
+    num_outputs=None,
+    input_dropout=0.0,
+    dropout=0.0,
+    bottleneck_dropout=0.0,
+    transition_dropout=0.0,
+    last_dropout=None,
+    **options,
+):
+    """Densely connected blocks: each layer sees all before it in its block.
+
+        x = input_dropout(recur(dense(input, 6 * growth_rate)))
+        for size in block_sizes:
+            size times:
+                y = bottleneck_dropout(recur(dense(x, 4 * growth_rate)))
+                y = dropout(recur(dense(y, growth_rate)))
+                x = concatenate(x, y)
+            x = transition_dropout(recur(dense(x, half of the features of x)))
+
+    Growth 16 and blocks of 8, 6 and 4 have features 96 -> 224 -> 112 -> 208 ->
+    104 -> 168 -> 84 and 40 recurrences. Source: arXiv 1910.06251, figure 3c.
+
+    Arguments:
+        input_shape, num_outputs: As in `stacked_ind_rnn`.
+        growth_rate: Features that a layer adds. Default: 16.
+        block_sizes: Layers of each block. Default: (8, 6, 4).
+        input_dropout, dropout, bottleneck_dropout, transition_dropout: Rates
+            at the places shown, in [0, 1). Default: 0.0.
+        last_dropout: That of the last transition, or None for
+            `transition_dropout`. Default: None.
+        **options: As in `stacked_ind_rnn`.
+
+    Returns, raises:
+        As `stacked_ind_rnn`.
+
+    Example:
+        >>> dense_ind_rnn((784, 1)).output_shape
+        (None, 84)
+    """
+    growth_rate = _integer("growth_rate", growth_rate, minimum=1)
+    if not isinstance(block_sizes, (list, tuple)) or not block_sizes:
+        raise ValueError(
+            "`block_sizes` must be a list of at least one integer, got "
+            f"{block_sizes!r}"
+        )
+    sizes = [
+        _integer(f"block_sizes[{index}]", size, minimum=1)
+        for index, size in enumerate(block_sizes)
+    ]
+    transition_dropout = _number(
+        "transition_dropout", transition_dropout, below=1
+    )
+    if last_dropout is None:
+        last_dropout = transition_dropout
+    net = _Network(input_shape, "dense_ind_rnn", **options)
+    x = net.recur(net.dense(net.input, 6 * growth_rate))
+    x = net.dropout(x, "input_dropout", input_dropout)
+    for index, size in enumerate(sizes):
+        for _ in range(size):
+            y = net.recur(net.dense(x, 4 * growth_rate))
+            y = net.dropout(y, "bottleneck_dropout", bottleneck_dropout)
+            y = net.recur(net.dense(y, growth_rate))
+            y = net.dropout(y, "dropout", dropout)
+            x = keras.layers.Concatenate()([x, y])
+        last = index == len(sizes) - 1
+        x = net.recur(net.dense(x, x.shape[-1] // 2), last=last)
+        if last:
+            x = net.dropout(x, "last_dropout", last_dropout)
+        else:
+            x = net.dropout(x, "transition_dropout", transition_dropout)
+    return net.model(x, num_outputs)
+
+
+class _Network:
+    """The parts that the networks are wired of, and what they share."""
+
+    def __init__(
+        self,
+        input_shape,
+        default_name,
+        activation="relu",
+        recurrent_max_abs="auto",
+        long_memory=False,
+        batch_normalization="after",
+        max_steps=None,
+        recurrent_regularizer=None,
+        kernel_initializer="he_normal",
+        weight_decay=0.0,
+        return_sequences=False,
+        stateful=False,
+        batch_size=None,
+        name=None,
+    ):
+        _check_bools(
+            long_memory=long_memory,
+            return_sequences=return_sequences,
+            stateful=stateful,
+        )
+        if not isinstance(input_shape, (list, tuple)) or len(input_shape) != 2:
+            raise ValueError(
+                "`input_shape` must be (time steps, features), got "
+                f"{input_shape!r}"
+            )
+        time_steps, features = input_shape
+        if time_steps is not None:
+            time_steps = _integer("input_shape[0]", time_steps, minimum=1)
+        features = _integer("input_shape[1]", features, minimum=1)
+        if batch_normalization not in ("after", "before", None):
+            raise ValueError(
+                '`batch_normalization` must be "after", "before" or None, got '
+                f"{batch_normalization!r}"
+            )
+        if max_steps is not None and batch_normalization is None:
+            raise ValueError(
+                "`max_steps` must be None with `batch_normalization=None`, "
+                f"got {max_steps!r}"
+            )
+        if recurrent_max_abs == "auto":
+            recurrent_max_abs = 2 ** (1 / time_steps) if time_steps else 1.0
+        if recurrent_max_abs is not None:
+            recurrent_max_abs = _number("recurrent_max_abs", recurrent_max_abs)
+        _check_known(
+            keras.initializers.get, kernel_initializer=kernel_initializer
+        )
+        self.name = name or default_name
+        self.activation = activation
+        self.recurrent_max_abs = recurrent_max_abs
+        self.long_memory = long_memory
+        self.batch_normalization = batch_normalization
+        self.max_steps = max_steps
+        self.recurrent_regularizer = recurrent_regularizer
+        self.kernel_initializer = kernel_initializer
+        self.weight_decay = _number("weight_decay", weight_decay)
+        self.return_sequences = return_sequences
+        self.stateful = stateful
+        self.input = keras.Input((time_steps, features), batch_size=batch_size)
+
+    def dense(self, x, units):
+        decay = self.weight_decay
+        initializer = self.kernel_initializer
+        if isinstance(initializer, keras.initializers.Initializer):
+            # One instance gives all kernels of a shape the same values.
+            initializer = initializer.clone()
+        return keras.layers.Dense(
+            units,
+            kernel_initializer=initializer,
+            kernel_regularizer=keras.regularizers.L2(decay / 2)
+            if decay
+            else None,
+        )(x)
+
+    def recur(self, x, last=False):
+        if self.batch_normalization == "before":
+            x = self.normalize(x)
+        bound = self.recurrent_max_abs
+        bound = 1.0 if bound is None else bound
+        near_one = last and self.long_memory and bound > 0
+        lowest = min(1 / bound, bound) if near_one else 0.0
+        x = IndRNN(
+            x.shape[-1],
+            activation=self.activation,
+            use_kernel=False,
+            use_bias=False,
+            recurrent_initializer=keras.initializers.RandomUniform(
+                lowest, bound
+            ),
+            recurrent_regularizer=self.recurrent_regularizer,
+            recurrent_max_abs=self.recurrent_max_abs,
+            return_sequences=True,
+            stateful=self.stateful,
+        )(x)
+        return self.normalize(x) if self.batch_normalization == "after" else x
+
+    def normalize(self, x):
+        options = {"momentum": 0.9, "epsilon": 1e-5}
+        if self.max_steps is None:
+            return keras.layers.BatchNormalization(**options)(x)
+        return TimeStepBatchNormalization(self.max_steps, **options)(x)
+
+    def dropout(self, x, name, rate):
+        rate = _number(name, rate, below=1)
+        shape = (None, 1, None)
+        return keras.layers.Dropout(rate, shape)(x) if rate else x
+
+    def model(self, x, num_outputs):
+        if not self.return_sequences:
+            x = x[:, -1]
+        if num_outputs is not None:
+            num_outputs = _integer("num_outputs", num_outputs, minimum=1)
+            x = self.dense(x, num_outputs)
+        return keras.Model(self.input, x, name=self.name)
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class TimeStepBatchNormalization(keras.layers.Layer):
+    """Batch normalization whose statistics belong to the time step.
+
+        y_t = gamma * (x_t - mean_t) / sqrt(variance_t + epsilon) + beta
+
+    In training mean_t and variance_t are those of step t in the batch;
+    otherwise running ones. Steps beyond `max_steps`, or beyond any that was
+    trained, take those of the last trained step before them. Source: arXiv
+    1910.06251, section on language models ("frame-wise").
+
+    Weights: gamma (N,), beta (N,); not trainable: moving_mean and
+    moving_variance (max_steps, N), trained (max_steps,).
+
+    Arguments:
+        max_steps: For how many steps to keep statistics, a positive integer.
+        momentum: Of the running statistics, in [0, 1). The first batch that
+            has a step sets them. Default: 0.9.
+        epsilon: Default: 1e-5.
+        **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
+
+    Call arguments:
+        inputs: (B, T, N).
+        training: Whether to take, and keep, the statistics of the batch.
+            Default: False.
+        mask: (B, T), false where a step does not count. Default: None.
+
+    Returns:
+        (B, T, N).
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range, or
+            inputs have a wrong shape.
+
+    Example:
+        >>> layer = TimeStepBatchNormalization(50)
+        >>> layer(keras.ops.ones((2, 70, 3))).shape
+        TensorShape([2, 70, 3])
+    """
+
+    def __init__(self, max_steps, momentum=0.9, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.max_steps = _integer("max_steps", max_steps, minimum=1)
+        self.momentum = _number("momentum", momentum, below=1)
+        self.epsilon = _number("epsilon", epsilon)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        if len(input_shape) != 3:
+            raise ValueError(
+                "`inputs` must have shape (batch, time, features), got "
+                f"{tuple(input_shape)}"
+            )
+        units = input_shape[-1]
+        # Half precision cannot hold sums over a batch.
+        self.wide = keras.backend.result_type(self.variable_dtype, "float32")
+        self.gamma = self.add_weight((units,), "ones", name="gamma")
+        self.beta = self.add_weight((units,), "zeros", name="beta")
+        self.moving_mean, self.moving_variance, self.trained = (
+            self.add_weight(
+                shape,
+                initializer,
+                dtype=self.wide,
+                trainable=False,
+                autocast=False,
+                name=name,
+            )
+            for name, shape, initializer in (
+                ("moving_mean", (self.max_steps, units), "zeros"),
+                ("moving_variance", (self.max_steps, units), "ones"),
+                ("trained", (self.max_steps,), "zeros"),
+            )
+        )
+
+    def call(self, inputs, training=False, mask=None):
+        x = ops.cast(inputs, self.wide)
+        if training and self.trainable:
+            mean, variance = self._of_batch(x, mask)
+        else:
+            mean, variance = self._of_steps(ops.shape(x)[1])
+        scale = self.gamma * ops.rsqrt(variance + self.epsilon)
+        y = (x - mean) * ops.cast(scale, x.dtype)
+        y += ops.cast(self.beta, x.dtype)
+        return ops.cast(y, self.compute_dtype)
+
+    def _of_batch(self, x, mask):
+        """Mean and variance (T, N) of a batch, which are kept as well."""
+        count = ops.cast(ops.shape(x)[0], x.dtype) * ops.ones_like(x[0, :, :1])
+        weight = ops.ones_like(x[:, :, :1])
+        if mask is not None:
+            mask = ops.cast(mask, "bool")[:, :, None]
+            x = ops.where(mask, x, ops.zeros_like(x))  # NaN * 0 is NaN
+            weight = ops.cast(mask, x.dtype)
+            count = ops.sum(weight, axis=0)
+        total = ops.maximum(count, 1)
+        mean = ops.sum(weight * x, axis=0) / total
+        variance = ops.sum(weight * ops.square(x - mean), axis=0) / total
+
+        now = self._fit(count) > 0
+        before = self.trained[:, None] > 0
+        for moving, value in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            value = ops.stop_gradient(self._fit(value))
+            mixed = self.momentum * moving + (1 - self.momentum) * value
+            value = ops.where(before, mixed, value)
+            moving.assign(ops.where(now, value, moving))
+        self.trained.assign(ops.where(now[:, 0], 1.0, self.trained))
+        return mean, variance
+
+    def _fit(self, x):
+        """x (T, N) cut off, or filled up with zeros, to `max_steps`."""
+        x = x[: self.max_steps]
+        missing = self.max_steps - ops.shape(x)[0]
+        return ops.concatenate([x, ops.zeros((missing, x.shape[1]), x.dtype)])
+
+    def _of_steps(self, length):
+        """The running mean and variance (T, N) of steps 0 ... T - 1."""
+        steps = ops.arange(self.max_steps)
+        trained = ops.where(self.trained > 0, steps, -1)
+        # The last trained step up to each step; the first one, if none is.
+        last = ops.max(ops.where(steps <= steps[:, None], trained, -1), axis=1)
+        first = ops.argmax(self.trained)
+        last = ops.where(last < 0, ops.cast(first, last.dtype), last)
+        index = ops.minimum(ops.arange(length), self.max_steps - 1)
+        index = ops.take(last, index)
+        return (
+            ops.take(self.moving_mean, index, axis=0),
+            ops.take(self.moving_variance, index, axis=0),
+        )
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "max_steps": self.max_steps,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+        }
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class RecurrentPenalty(keras.regularizers.Regularizer):
+    """A penalty on recurrent weights beyond a bound, instead of the bound.
+
+        factor * sum(max(0, |u| - recurrent_max_abs))
+
+    The alternative of the authors of IndRNN to `recurrent_max_abs`: pass it as
+    `recurrent_regularizer`. Source: the readme of their code.
+
+    Arguments:
+        recurrent_max_abs: Where the penalty begins, a number >= 0.
+        factor: A number >= 0. Default: 1.0.
+
+    Raises:
+        ValueError, TypeError: If an argument is no such number.
+    """
+
+    def __init__(self, recurrent_max_abs, factor=1.0):
+        self.recurrent_max_abs = _number("recurrent_max_abs", recurrent_max_abs)
+        self.factor = _number("factor", factor)
+
+    def __call__(self, u):
+        beyond = ops.relu(ops.abs(u) - self.recurrent_max_abs)
+        return self.factor * ops.sum(beyond)
+
+    def get_config(self):
+        return {
+            "recurrent_max_abs": self.recurrent_max_abs,
+            "factor": self.factor,
+        }

@@ -1,0 +1,727 @@
+"""Deep IndRNN networks: sizes, wiring against NumPy, identities, errors."""
+
+import inspect
+import itertools
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.layers import Add, Dense, Dropout
+
+from deep_ind_rnn import (
+    RecurrentPenalty,
+    TimeStepBatchNormalization,
+    dense_ind_rnn,
+    residual_ind_rnn,
+    stacked_ind_rnn,
+)
+from ind_rnn import IndRNN
+from pairs import data, masked, weighted
+
+B, T, F, N = 4, 6, 3, 4
+STEPS = TimeStepBatchNormalization
+BN = (keras.layers.BatchNormalization, STEPS)
+SMALL = {
+    stacked_ind_rnn: {"units": N, "num_layers": 3},
+    residual_ind_rnn: {"units": N, "num_blocks": 2},
+    dense_ind_rnn: {"growth_rate": 2, "block_sizes": (2, 1)},
+}
+every_network = pytest.mark.parametrize("network", SMALL)
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+def small(network, shape=(T, F), **options):
+    return network(shape, **{**SMALL[network], **options})
+
+
+def of_type(model, kind):
+    """In the order of depth, which is that of the wiring."""
+    return [layer for layer in model.layers if isinstance(layer, kind)]
+
+
+def fill(model, scale=1.3):
+    """Sets every weight, so that some u are beyond the bound."""
+    for i, w in enumerate(model.weights):
+        value = data(*w.shape, phase=i, scale=scale)
+        w.assign(
+            abs(value) if w.name in ("moving_variance", "trained") else value
+        )
+    return model
+
+
+def recurrent(model):
+    return [np.array(x.cell.recurrent_kernel) for x in of_type(model, IndRNN)]
+
+
+@pytest.mark.parametrize("batch_normalization", ["after", "before"])
+@pytest.mark.parametrize(
+    "network, options, count",
+    [
+        (stacked_ind_rnn, {}, 86410),
+        (stacked_ind_rnn, {"num_layers": 12}, 187786),
+        (residual_ind_rnn, {}, 170890),
+        (dense_ind_rnn, {}, 256514),
+    ],
+)
+def test_published_sizes(network, options, count, batch_normalization):
+    model = network(
+        (784, 1),
+        num_outputs=10,
+        batch_normalization=batch_normalization,
+        **options,
+    )
+    assert model.output_shape == (None, 10)
+    assert sum(np.prod(w.shape) for w in model.trainable_weights) == count
+    layers = of_type(model, IndRNN)
+    assert len(of_type(model, BN)) == len(layers)
+    assert {x.activation for x in layers} == {keras.activations.relu}
+    if network is residual_ind_rnn:
+        assert len(layers) == 2 * 5 + 1 and len(of_type(model, Add)) == 5
+    if network is dense_ind_rnn:
+        assert len(layers) == 40
+        widths = [96]
+        for size in (8, 6, 4):
+            widths += [widths[-1] + 16 * size]
+            widths += [widths[-1] // 2]
+        assert widths == [96, 224, 112, 208, 104, 168, 84]
+        joined = of_type(model, keras.layers.Concatenate)
+        ends = [joined[i - 1].output.shape[-1] for i in (8, 14, 18)]
+        units = [layers[i].units for i in (0, 17, 30, 39)]
+        assert ends == widths[1::2] and units == widths[::2]
+
+
+class Wiring:
+    """What the docstrings say, in NumPy, with the weights of a model."""
+
+    def __init__(self, model, bound, place):
+        self.layers = {
+            kind: iter(of_type(model, kind)) for kind in (Dense, IndRNN, BN)
+        }
+        self.bound, self.place = bound, place
+
+    def dense(self, x, units):
+        layer = next(self.layers[Dense])
+        assert layer.units == units
+        return x @ layer.kernel.numpy() + layer.bias.numpy()
+
+    def normalize(self, x):
+        layer = next(self.layers[BN])
+        gamma, beta, mean, variance = (w.numpy() for w in layer.weights[:4])
+        if isinstance(layer, STEPS):
+            index = np.minimum(np.arange(T), len(mean) - 1)
+            mean, variance = mean[index], variance[index]
+        return gamma * (x - mean) / np.sqrt(variance + 1e-5) + beta
+
+    def recur(self, x):
+        x = self.normalize(x) if self.place == "before" else x
+        u = next(self.layers[IndRNN]).cell.recurrent_kernel.numpy()
+        u = np.clip(u, -self.bound, self.bound)
+        h, out = np.zeros_like(x[:, 0]), np.zeros_like(x)
+        for t in range(x.shape[1]):
+            out[:, t] = h = np.maximum(x[:, t] + u * h, 0)
+        return self.normalize(out) if self.place == "after" else out
+
+    def stacked_ind_rnn(self, x, units, num_layers):
+        for _ in range(num_layers):
+            x = self.recur(self.dense(x, units))
+        return x
+
+    def residual_ind_rnn(self, x, units, num_blocks):
+        x = self.dense(x, units)
+        for _ in range(num_blocks):
+            y = self.dense(self.recur(x), units)
+            x = x + self.dense(self.recur(y), units)
+        return self.recur(x)
+
+    def dense_ind_rnn(self, x, growth_rate, block_sizes):
+        x = self.recur(self.dense(x, 6 * growth_rate))
+        for size in block_sizes:
+            for _ in range(size):
+                y = self.recur(self.dense(x, 4 * growth_rate))
+                y = self.recur(self.dense(y, growth_rate))
+                x = np.concatenate([x, y], axis=-1)
+            x = self.recur(self.dense(x, x.shape[-1] // 2))
+        return x
+
+
+@every_network
+@pytest.mark.parametrize(
+    "place, max_steps",
+    [("after", None), ("before", None), (None, None), ("after", 4)],
+)
+@pytest.mark.parametrize(
+    "return_sequences, num_outputs", [(False, 5), (True, None)]
+)
+def test_wiring(
+    network, place, max_steps, return_sequences, num_outputs, float64
+):
+    model = small(
+        network,
+        batch_normalization=place,
+        max_steps=max_steps,
+        return_sequences=return_sequences,
+        num_outputs=num_outputs,
+        dropout=0.5,
+        weight_decay=0.1,
+    )
+    fill(model)
+    x = data(B, T, F, phase=2)
+    oracle = Wiring(model, 2 ** (1 / T), place)
+    expected = getattr(oracle, network.__name__)(x, **SMALL[network])
+    expected = expected if return_sequences else expected[:, -1]
+    if num_outputs is not None:
+        expected = oracle.dense(expected, num_outputs)
+    assert all(next(rest, None) is None for rest in oracle.layers.values())
+    assert np.ptp(expected) > 0.1
+    assert model.output_shape == (None, *expected.shape[1:])
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-11 * scale)
+
+
+@every_network
+@pytest.mark.parametrize("long_memory", [False, True])
+@pytest.mark.parametrize(
+    "time, given, bound",
+    [
+        (T, "auto", 2 ** (1 / T)),
+        (None, "auto", 1.0),
+        (T, None, None),
+        (T, 3, 3.0),
+        (T, 0.5, 0.5),
+        (T, 0.0, 0.0),
+    ],
+)
+def test_initial_recurrent_weights(network, long_memory, time, given, bound):
+    keras.utils.set_random_seed(1)
+    key = "growth_rate" if network is dense_ind_rnn else "units"
+    model = small(
+        network,
+        (time, 1),
+        recurrent_max_abs=given,
+        long_memory=long_memory,
+        **{key: 128},
+    )
+    assert {x.recurrent_max_abs for x in of_type(model, IndRNN)} == {bound}
+    weights = recurrent(model)
+    bound = np.float32(1.0 if bound is None else bound)
+    lows = [0.0] * len(weights)
+    if long_memory and bound > 0:
+        lows[-1] = min(1 / bound, bound)
+    for u, low in zip(weights, lows, strict=True):
+        assert low * (1 - 1e-6) <= u.min() and u.max() <= bound
+        # Kolmogorov-Smirnov
+        ranks = (np.sort(u) - low) / max(bound - low, 1e-6)
+        if bound - low > 1e-6:
+            uniform = (np.arange(len(u)) + 0.5) / len(u)
+            assert np.abs(ranks - uniform).max() < 2 / np.sqrt(len(u))
+    if bound > 0:
+        assert len({u[0] for u in weights}) == len(weights)
+
+
+@every_network
+def test_layers_of_one_initializer_instance_differ(network):
+    initializer = keras.initializers.HeNormal()
+    model = small(network, kernel_initializer=initializer)
+    kernels = [x.kernel.numpy() for x in of_type(model, Dense)]
+    for a, b in itertools.combinations(kernels, 2):
+        assert a.shape != b.shape or np.abs(a - b).max() > 1e-3
+
+
+@every_network
+@pytest.mark.parametrize("num_outputs", [None, 5])
+def test_weight_decay(network, num_outputs):
+    options = {"num_outputs": num_outputs, "long_memory": True}
+    assert small(network, **options).losses == []
+    model = fill(small(network, weight_decay=0.3, **options))
+    # Of all dense layers, the one on top included.
+    kernels = [x.kernel for x in of_type(model, Dense)]
+    others = {id(w): w for w in model.trainable_weights}
+    for kernel in kernels:
+        del others[id(kernel)]
+    with tf.GradientTape() as tape:
+        loss = tf.add_n(model.losses)
+    expected = 0.15 * sum(np.sum(w.numpy() ** 2) for w in kernels)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    kernels, others = (
+        [w.value for w in group] for group in (kernels, others.values())
+    )
+    gradients = tape.gradient(loss, kernels + others)
+    for gradient, kernel in zip(gradients, kernels):
+        np.testing.assert_allclose(gradient, 0.3 * kernel, rtol=1e-5)
+    assert others and all(g is None for g in gradients[len(kernels) :])
+
+
+def sources(layers):
+    return [layer.input._keras_history.operation for layer in layers]
+
+
+@every_network
+@pytest.mark.parametrize("place", ["after", "before", None])
+def test_dropout_is_the_same_at_all_steps(network, place):
+    keras.utils.set_random_seed(2)
+    options = {"dropout": 0.25, "batch_normalization": place}
+    if network is dense_ind_rnn:
+        of_all = ("input_dropout", "bottleneck_dropout", "transition_dropout")
+        options |= dict.fromkeys(of_all, 0.25)
+    model = small(network, activation="sigmoid", **options)
+    layers = of_type(model, Dropout)
+    kind = BN if place == "after" else IndRNN
+    assert sources(layers) == of_type(model, kind)
+    parts = keras.Model(model.input, [(x.input, x.output) for x in layers])
+    x = data(64, T, F).astype("float32")
+    for before, after in parts(x):
+        np.testing.assert_array_equal(before, after)
+    for before, after in parts(x, training=True):
+        before, after = before.numpy(), after.numpy()
+        kept = after != 0
+        np.testing.assert_array_equal(kept, np.repeat(kept[:, :1], T, 1))
+        np.testing.assert_allclose(
+            after, np.where(kept, before / 0.75, 0), rtol=1e-5
+        )
+        assert 0.5 < kept[:, 0].mean() < 0.95
+        assert not (kept == kept[:1]).all()
+
+
+RATES = {
+    "input_dropout": 0.1,
+    "dropout": 0.2,
+    "bottleneck_dropout": 0.3,
+    "transition_dropout": 0.4,
+    "last_dropout": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    "names", [tuple(RATES), *((name,) for name in RATES), tuple(RATES)[:-1]]
+)
+def test_places_of_dropout(names):
+    used = {name: RATES[name] for name in names}
+    model = small(dense_ind_rnn, batch_normalization=None, **used)
+    layer = [("bottleneck_dropout", 8), ("dropout", 2)]
+    last = "last_dropout" if "last_dropout" in names else "transition_dropout"
+    places = [
+        ("input_dropout", 12),
+        *(2 * layer + [("transition_dropout", 8)]),
+        *(layer + [(last, 5)]),
+    ]
+    expected = [(used[name], n) for name, n in places if name in used]
+    layers = of_type(model, Dropout)
+    units = [source.units for source in sources(layers)]
+    assert [(x.rate, n) for x, n in zip(layers, units)] == expected
+    assert RATES.keys() <= inspect.signature(dense_ind_rnn).parameters.keys()
+
+
+def test_last_dropout_of_zero_is_none():
+    model = small(dense_ind_rnn, transition_dropout=0.4, last_dropout=0.0)
+    assert [layer.rate for layer in of_type(model, Dropout)] == [0.4]
+
+
+@every_network
+@pytest.mark.parametrize("place", ["after", "before", None])
+def test_stateful_chunks_are_the_whole(network, place, float64):
+    options = {"return_sequences": True, "batch_normalization": place}
+    whole = fill(small(network, (None, F), **options))
+    stream = small(network, (None, F), stateful=True, batch_size=B, **options)
+    assert stream.output_shape[:2] == (B, None)
+    for x in of_type(whole, IndRNN):
+        assert not x.stateful and x.recurrent_max_abs == 1.0
+    of_last = small(network, (None, F), batch_normalization=place)
+    for model in (stream, of_last):
+        values = [w.numpy() for w in whole.weights]
+        for w, value in zip(model.weights, values, strict=False):
+            if w.shape == value.shape:
+                w.assign(value)
+        names = [[w.name for w in m.weights] for m in (model, whole)]
+        assert [n for n in names[0] if n != "rnn_state"] == names[1]
+    x = data(B, T, F)
+    for _ in range(2):
+        for layer in of_type(stream, IndRNN):
+            layer.reset_state()
+        parts = [stream(part) for part in np.split(x, [1, 3], axis=1)]
+        np.testing.assert_allclose(
+            np.concatenate(parts, 1), whole(x), rtol=0, atol=1e-9
+        )
+    for time in (1, 4, T):
+        y = whole(x)[:, time - 1]
+        np.testing.assert_allclose(of_last(x[:, :time]), y, rtol=0, atol=1e-9)
+
+
+@every_network
+@pytest.mark.parametrize(
+    "return_sequences, max_steps", [(False, None), (True, 4)]
+)
+def test_saving(network, return_sequences, max_steps, tmp_path):
+    model = small(
+        network,
+        (None, F),
+        num_outputs=5,
+        dropout=0.2,
+        max_steps=max_steps,
+        weight_decay=0.1,
+        recurrent_regularizer=RecurrentPenalty(1.0, 0.5),
+        recurrent_max_abs=None,
+        return_sequences=return_sequences,
+    )
+    assert model.name == network.__name__
+    x = data(B, T, F)
+    model(x, training=True)
+    expected = model(x)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), expected)
+    assert loaded.losses == model.losses and len(model.losses) > 2
+    assert loaded.name == model.name
+    assert small(network, name="mine").name == "mine"
+
+
+@pytest.mark.parametrize("bound, factor", [(0.9, 1.0), (0, 2), (5.0, 1.0)])
+def test_recurrent_penalty(bound, factor):
+    u = data(9, scale=2.0)
+    penalty = RecurrentPenalty(bound, factor)
+    with tf.GradientTape() as tape:
+        tape.watch(v := tf.constant(u))
+        loss = penalty(v)
+    beyond = np.maximum(np.abs(u) - bound, 0)
+    np.testing.assert_allclose(loss, factor * beyond.sum(), atol=1e-12)
+    np.testing.assert_allclose(
+        tape.gradient(loss, v), factor * np.sign(u) * (beyond > 0), atol=1e-12
+    )
+    saved = keras.saving.serialize_keras_object(penalty)
+    again = keras.saving.deserialize_keras_object(saved)
+    assert type(again) is RecurrentPenalty
+    assert again.get_config() == penalty.get_config()
+    assert again.get_config() == {"recurrent_max_abs": bound, "factor": factor}
+
+
+@every_network
+def test_recurrent_penalty_of_a_network(network):
+    penalty = RecurrentPenalty(0.7, 0.5)
+    model = small(
+        network, recurrent_regularizer=penalty, recurrent_max_abs=None
+    )
+    us = recurrent(fill(model))
+    expected = sum(0.5 * np.maximum(np.abs(u) - 0.7, 0).sum() for u in us)
+    assert len(model.losses) == len(us) and expected > 1
+    np.testing.assert_allclose(sum(model.losses), expected, rtol=1e-5)
+
+
+class StepStatistics:
+    """TimeStepBatchNormalization, in NumPy, step for step."""
+
+    def __init__(self, max_steps, momentum, epsilon):
+        self.momentum, self.epsilon = momentum, epsilon
+        self.known, self.max_steps = {}, max_steps
+
+    def train(self, x, mask):
+        y = np.full_like(x, np.nan)
+        for t in range(x.shape[1]):
+            rows = x[:, t] if mask is None else x[mask[:, t], t]
+            if len(rows):
+                new = rows.mean(0), rows.var(0)
+                y[:, t] = (x[:, t] - new[0]) / np.sqrt(new[1] + self.epsilon)
+                if t < self.max_steps:
+                    m, old = self.momentum, self.known.get(t, new)
+                    self.known[t] = [
+                        m * a + (1 - m) * b for a, b in zip(old, new)
+                    ]
+        return y
+
+    def evaluate(self, x, mask=None):
+        y = np.zeros_like(x)
+        for t in range(x.shape[1]):
+            mean, variance = 0.0, 1.0
+            if self.known:
+                before = [s for s in self.known if s <= t]
+                last = max(before) if before else min(self.known)
+                mean, variance = self.known[last]
+            y[:, t] = (x[:, t] - mean) / np.sqrt(variance + self.epsilon)
+        return y
+
+
+def normalization(max_steps=7, dtype="float64", **options):
+    options = {"momentum": 0.8, "epsilon": 1e-3, **options}
+    layer = TimeStepBatchNormalization(max_steps, dtype=dtype, **options)
+    layer.build((None, None, N))
+    layer.gamma.assign(data(N, phase=1))
+    layer.beta.assign(data(N, phase=2))
+    return layer
+
+
+def sequences(time, phase=0.0):
+    """Each step with statistics of its own."""
+    t = np.arange(time)[:, None]
+    return data(B, time, N, phase=phase) * (1 + t) + np.cos(t + phase)
+
+
+def called(layer, mode, with_mask):
+    def function(x, mask=None, training=False):
+        return layer(x, mask=mask, training=training)
+
+    if mode == "eager":
+        return function
+    signature = [tf.TensorSpec([None, None, N], "float64")]
+    if with_mask:
+        signature.append(tf.TensorSpec([None, None], "bool"))
+    functions = [
+        tf.function(
+            lambda *given, training=training: function(
+                *given, training=training
+            ),
+            input_signature=signature if mode == "unknown" else None,
+            jit_compile=mode == "jit",
+        )
+        for training in (False, True)
+    ]
+    return lambda x, mask=None, training=False: functions[training](
+        tf.constant(x), *([tf.constant(mask)] if with_mask else [])
+    )
+
+
+@pytest.mark.parametrize(
+    "mode, kind",
+    [
+        *itertools.product(("eager", "unknown"), ("right", "left", "row")),
+        *itertools.product(("eager", "unknown", "jit"), (None, "holes")),
+    ],
+)
+def test_statistics_of_steps(mode, kind):
+    layer = normalization()
+    function = called(layer, mode, kind is not None)
+    oracle = StepStatistics(7, 0.8, 1e-3)
+    plan = [(3, False), (4, True), (3, True), (6, False), (2, False)]
+    plan += [(6, True), (6, False), (9, True), (12, False), (5, True), (3, 0)]
+    gamma, beta = layer.gamma.numpy(), layer.beta.numpy()
+    for call, (time, training) in enumerate(plan):
+        x = sequences(time, phase=call)
+        mask = masked(kind, B, time)
+        if mask is not None and call == 1:
+            mask[:, [0, 2]] = False
+        step = oracle.train if training else oracle.evaluate
+        expected = gamma * step(x, mask) + beta
+        y = function(x, mask, training=bool(training)).numpy()
+        assert np.isfinite(y).all() and y.shape == x.shape
+        y = np.where(np.isnan(expected), np.nan, y)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=1e-9)
+        known = sorted(oracle.known)
+        assert list(np.flatnonzero(layer.trained)) == known
+        for moving, i in ((layer.moving_mean, 0), (layer.moving_variance, 1)):
+            target = [oracle.known[t][i] for t in known]
+            actual = moving.numpy()[known]
+            target = np.reshape(target, actual.shape)
+            np.testing.assert_allclose(actual, target, rtol=0, atol=1e-9)
+    assert known == [*range(7)] or kind is not None
+
+
+@pytest.mark.parametrize("trained", [[0], [2], [1, 3], [0, 4]])
+def test_untrained_steps_take_trained_ones(trained):
+    layer = normalization(5)
+    mask = np.zeros((B, 5), bool)
+    mask[:, trained] = True
+    x = sequences(5)
+    layer(x, mask=mask, training=True)
+    y = layer(np.ones((1, 9, N)))[0].numpy()
+    for t in range(9):
+        s = max([s for s in trained if s <= t], default=trained[0])
+        scale = layer.gamma / np.sqrt(x[:, s].var(0) + 1e-3)
+        expected = scale * (1 - x[:, s].mean(0)) + layer.beta
+        np.testing.assert_allclose(y[t], expected, rtol=0, atol=1e-10)
+
+
+def test_masked_nan_does_not_leak():
+    mask = masked("holes", B, 5)
+    results = []
+    for value in (0.0, np.nan):
+        layer = normalization()
+        x = np.where(mask[:, :, None], sequences(5), value)
+        y = layer(x, mask=mask, training=True).numpy()[mask]
+        results.append([y, *layer.get_weights()])
+    for clean, dirty in zip(*results, strict=True):
+        np.testing.assert_array_equal(clean, dirty)
+
+
+@pytest.mark.parametrize("kind", [None, "right", "holes"])
+@pytest.mark.parametrize("time", [5, 9])
+def test_gradients_through_statistics(kind, time):
+    layer, mask = normalization(), masked(kind, B, time)
+    counted = np.ones((B, time), bool) if mask is None else mask
+    assert counted.any(axis=0).all()
+    x = tf.constant(sequences(time))
+    values = [layer.gamma.value, layer.beta.value]
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        actual = weighted(layer(x, mask=mask, training=True))
+        y = []
+        for t in range(time):
+            rows = tf.boolean_mask(x[:, t], counted[:, t])
+            mean = tf.reduce_mean(rows, axis=0)
+            variance = tf.math.reduce_variance(rows, axis=0)
+            normal = (x[:, t] - mean) / tf.sqrt(variance + 1e-3)
+            y.append(values[0] * normal + values[1])
+        expected = weighted(tf.stack(y, axis=1))
+    for a, b in zip(
+        tape.gradient(actual, [x, *values]),
+        tape.gradient(expected, [x, *values]),
+        strict=True,
+    ):
+        assert np.abs(b).max() > 1e-3
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
+
+
+def test_frozen_keeps_its_statistics():
+    layer = normalization()
+    layer(sequences(5), training=True)
+    layer.trainable = False
+    before, x = layer.get_weights(), sequences(6, phase=3)
+    np.testing.assert_array_equal(layer(x, training=True), layer(x))
+    for a, b in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["mixed_float16", "mixed_bfloat16", "float16"]
+)
+def test_half_precision(dtype):
+    layer = normalization(dtype=dtype)
+    x = 100 * data(1000, 5, N).astype("float32") + 100
+    x = keras.ops.cast(x, layer.compute_dtype)
+    wide = np.array(keras.ops.cast(x, "float64"))
+    oracle = StepStatistics(7, 0.8, 1e-3)
+    gamma, beta = (data(N, phase=phase) for phase in (1, 2))
+    for expected, training in (
+        (oracle.train(wide, None), True),
+        (oracle.evaluate(wide), False),
+    ):
+        y = layer(x, training=training)
+        assert y.dtype == layer.compute_dtype
+        y = np.array(keras.ops.cast(y, "float64"))
+        expected = gamma * expected + beta
+        np.testing.assert_allclose(y, expected, rtol=0, atol=3e-2)
+    kept = [w.dtype for w in layer.non_trainable_weights]
+    assert kept == ["float32"] * 3
+
+
+def test_time_step_batch_normalization_as_a_layer(tmp_path):
+    options = {"max_steps": 5, "momentum": 0.7, "epsilon": 0.25}
+    assert set(inspect.signature(STEPS).parameters) == {*options, "kwargs"}
+    layer = STEPS(**options, name="steps")
+    config, default = layer.get_config(), STEPS(6).get_config()
+    for name, value in options.items():
+        assert config[name] == value != default[name]
+    assert STEPS.from_config(config).get_config() == config
+    assert default["momentum"] == 0.9 and default["epsilon"] == 1e-5
+    for shape in ((None, None, N), (B, T, N)):
+        assert layer.compute_output_shape(shape) == shape
+    model = keras.Sequential([keras.Input((None, N)), layer])
+    assert model.output_shape == (None, None, N)
+    shapes = [tuple(w.shape) for w in layer.weights]
+    assert shapes == [(N,), (N,), (5, N), (5, N), (5,)]
+    assert len(layer.trainable_weights) == 2
+    model(sequences(3), training=True)
+    x = sequences(8, phase=1)
+    expected = model(x)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), expected)
+
+
+ERRORS = {
+    stacked_ind_rnn: [
+        ("num_layers", [0, 1.5, True, "6", None]),
+        ("units", [0, -1, 1.5, True, None]),
+        ("dropout", [1.0, -0.1, "a", True, float("nan")]),
+    ],
+    residual_ind_rnn: [
+        ("num_blocks", [0, 1.5, True]),
+        ("units", [0, 1.5, True]),
+        ("dropout", [1.0, -0.1]),
+    ],
+    dense_ind_rnn: [
+        ("growth_rate", [0, 1.5, True]),
+        ("block_sizes", [(), [], 4, None, "8"]),
+        *((name, [1.0, -0.1]) for name in RATES),
+    ],
+}
+OF_ALL = [
+    ("input_shape", [(F,), (T, F, 1), 5, None]),
+    ("num_outputs", [0, 1.5, True]),
+    ("batch_normalization", ["middle", True]),
+    ("max_steps", [0, 1.5, True]),
+    ("weight_decay", [-0.1, "a", float("inf")]),
+    ("recurrent_max_abs", [-1.0, "a", True]),
+    ("long_memory", [1, None, "yes"]),
+    ("return_sequences", [1, None]),
+    ("stateful", [1, None]),
+    ("recurrent_regularizer", ["no such"]),
+    ("activation", ["no such"]),
+    ("kernel_initializer", ["no such"]),
+]
+
+
+@every_network
+def test_errors_name_argument_and_value(network):
+    for name, values in ERRORS[network] + OF_ALL:
+        for value in values:
+            options = {**SMALL[network], "input_shape": (T, F), name: value}
+            with pytest.raises((TypeError, ValueError)) as caught:
+                network(**options)
+            message = str(caught.value)
+            assert f"`{name}`" in message, (name, value, message)
+            assert str(value) in message, (name, value, message)
+    for shape, index in (((0, F), 0), ((2.5, F), 0), ((T, None), 1)):
+        pattern = re.escape(f"`input_shape[{index}]`") + f".*{shape[index]}"
+        with pytest.raises((TypeError, ValueError), match=pattern):
+            small(network, shape)
+    with pytest.raises(ValueError, match="`max_steps`.*3"):
+        small(network, max_steps=3, batch_normalization=None)
+    with pytest.raises(TypeError, match="no_such"):
+        small(network, no_such=1)
+
+
+def test_errors_name_what_was_passed():
+    with pytest.raises(ValueError, match=r"`block_sizes\[1\]`.*0"):
+        small(dense_ind_rnn, block_sizes=(2, 0))
+    with pytest.raises(TypeError, match=r"`block_sizes\[0\]`.*1.5"):
+        small(dense_ind_rnn, block_sizes=[1.5])
+    for last in (None, 0.1):
+        with pytest.raises(ValueError, match="`transition_dropout`.*1"):
+            small(
+                dense_ind_rnn,
+                block_sizes=(1,),
+                transition_dropout=1.0,
+                last_dropout=last,
+            )
+    with pytest.raises(TypeError, match="`recurrent_max_abs`.*'a'"):
+        small(
+            stacked_ind_rnn,
+            num_layers=1,
+            recurrent_max_abs="a",
+            long_memory=True,
+        )
+
+
+@pytest.mark.parametrize(
+    "make, name, value",
+    [
+        (lambda: STEPS(0), "max_steps", 0),
+        (lambda: STEPS(5, momentum=1.0), "momentum", 1.0),
+        (lambda: STEPS(5, epsilon=-1.0), "epsilon", -1.0),
+        (lambda: STEPS(5)(np.ones((2, 3))), "inputs", (2, 3)),
+        (lambda: RecurrentPenalty(-1.0), "recurrent_max_abs", -1.0),
+        (lambda: RecurrentPenalty(1.0, None), "factor", None),
+    ],
+)
+def test_errors_of_parts(make, name, value):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        make()
+    assert f"`{name}`" in str(caught.value)
+    assert str(value) in str(caught.value)
