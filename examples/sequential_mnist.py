@@ -23,10 +23,10 @@ PERMUTATION_SEED = 92916  # the one of the DilatedRNN authors' code
 VALIDATION = 3000  # of the 60,000 training digits: 5 %, as in arXiv 1910.06251
 # What depends on --model: that of the dilated network, and of all others.
 DILATED = {
-    "epochs": 30,
-    "batch_size": 128,
-    "learning_rate": 4e-3,
-    "dropout": 0.05,
+    "epochs": 20,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "dropout": 0.02,
 }
 OTHERS = {
     "epochs": 14,

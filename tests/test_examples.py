@@ -214,7 +214,7 @@ def test_mnist_with_a_dilated_network(cell, tmp_path, mnist):
 def test_mnist_defaults_depend_on_the_model():
     plain, dilated = map(sequential_mnist.parse, ([], ["--model", "dilated"]))
     assert (plain.epochs, plain.batch_size) == (14, 32)
-    assert (dilated.epochs, dilated.batch_size) == (30, 128)
+    assert (dilated.epochs, dilated.batch_size) == (20, 32)
     given = sequential_mnist.parse(["--model", "dilated", "--epochs", "2"])
     assert given.epochs == 2 and dilated.dilations == [2**i for i in range(9)]
     model = sequential_mnist.build_model(dilated, 100)
