@@ -32,7 +32,9 @@ class DilatedRNN(keras.layers.Layer):
     steps. Nothing is unrolled: B and T may be unknown. Where only the last
     outputs are wanted, and every dilation divides the next, no other phases
     are computed than those that they depend on: two layers' worth of steps for
-    1, 2, 4, ..., however many layers there are.
+    1, 2, 4, ..., however many layers there are. SimpleRNN has a written
+    backward pass, for first gradients; `SimpleRNN(..., unroll=True)` has
+    others.
 
     Arguments:
         cells: A list, bottom layer first, of Keras cells and recurrent layers

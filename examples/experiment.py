@@ -130,9 +130,9 @@ def dilated(args, time_steps, dropout=0.0, **options):
 
 def jit_compile(args):
     """Whether XLA is faster: for all but the loops of Keras."""
-    return args.model == "indrnn" or (
-        args.model == "dilated" and args.cell in ("rnn", "indrnn")
-    )
+    if args.model == "dilated":
+        return args.cell in ("rnn", "indrnn")
+    return args.model not in BASELINES
 
 
 def count(minimum):

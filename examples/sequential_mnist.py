@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 import experiment
+from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from ind_rnn import IndRNN
 
 TIME_STEPS = 784
@@ -91,20 +92,8 @@ def prepare(x, permutation=None, length=TIME_STEPS, rng=None):
 
 
 def build_model(args, steps):
-    """IndRNN with batch normalization, a dilated, or a plain Keras network."""
-    length = args.pad_noise
-    layers = [keras.Input((length, 1))]
-    if args.model == "dilated":
-        layers.append(experiment.dilated(args, length, args.dropout))
-    for index in range(0 if args.model == "dilated" else args.layers):
-        last = index == args.layers - 1
-        options = {"units": args.units, "return_sequences": not last}
-        if args.model == "indrnn":
-            layers += ind_rnn_layer(last, length, args.dropout, **options)
-        else:
-            layers.append(experiment.BASELINES[args.model](**options))
-    layers.append(keras.layers.Dense(10))
-    model = keras.Sequential(layers)
+    """The network of --model, compiled."""
+    model = network(args)
     warmup = min(500, steps // 2)
     model.compile(
         keras.optimizers.Adam(
@@ -121,6 +110,50 @@ def build_model(args, steps):
         jit_compile=experiment.jit_compile(args),
     )
     return model
+
+
+def network(args):
+    """The network of --model, from pixels to logits."""
+    shape = (args.pad_noise, 1)
+    deep = {"num_outputs": 10, "long_memory": True, "dropout": args.dropout}
+    if args.model == "stacked":
+        return stacked_ind_rnn(shape, args.units, args.layers, **deep)
+    if args.model == "residual":
+        return residual_ind_rnn(shape, args.units, args.blocks, **deep)
+    if args.model == "dense":
+        # The proportions of arXiv 1910.06251: 0.2 and 0.1.
+        half = args.dropout / 2
+        return dense_ind_rnn(
+            shape,
+            args.growth,
+            args.block_sizes,
+            input_dropout=args.dropout,
+            bottleneck_dropout=half,
+            transition_dropout=half,
+            **deep,
+        )
+    if args.model == "dilated":
+        layers = [experiment.dilated(args, args.pad_noise, args.dropout)]
+    else:
+        layers = plain_layers(args)
+    return keras.Sequential(
+        [keras.Input(shape), *layers, keras.layers.Dense(10)]
+    )
+
+
+def plain_layers(args):
+    """Layers of IndRNN, with batch normalization, or plain ones of Keras."""
+    layers = []
+    for index in range(args.layers):
+        last = index == args.layers - 1
+        options = {"units": args.units, "return_sequences": not last}
+        if args.model == "indrnn":
+            layers += ind_rnn_layer(
+                last, args.pad_noise, args.dropout, **options
+            )
+        else:
+            layers.append(experiment.BASELINES[args.model](**options))
+    return layers
 
 
 def ind_rnn_layer(last, length, dropout, units, return_sequences):
@@ -146,12 +179,14 @@ def ind_rnn_layer(last, length, dropout, units, return_sequences):
 
 
 def parse(argv):
-    models = ("indrnn", "dilated")
+    models = ("indrnn", "stacked", "residual", "dense", "dilated")
     parser = experiment.parser(__doc__, "sequential_mnist", models)
     count = experiment.count(1)
     for flag, default, text, kind in (
-        ("--layers", 6, "but of --model dilated; as in 1803.04831", count),
+        ("--layers", 6, "of plain networks; as in 1803.04831", count),
         ("--units", 128, "in each of the layers, as in the papers", count),
+        ("--blocks", 5, "of --model residual; as in 1910.06251", count),
+        ("--growth", 16, "of --model dense; as in 1910.06251", count),
         (
             "--pad-noise",
             TIME_STEPS,
@@ -160,6 +195,14 @@ def parse(argv):
         ),
     ):
         experiment.option(parser, flag, default, text, type=kind)
+    experiment.option(
+        parser,
+        "--block-sizes",
+        [8, 6, 4],
+        "layers in the blocks of --model dense; as in 1910.06251",
+        type=count,
+        nargs="+",
+    )
     experiment.add_dilated(parser, hidden=20)
     for name, text, kind in (
         ("epochs", "passes over the 57,000 digits for training", count),
@@ -172,7 +215,7 @@ def parse(argv):
         ),
         (
             "dropout",
-            "rate, between the layers of --model indrnn and dilated, with one "
+            "rate, between the layers of all but Keras' own networks, with one "
             "mask for all steps; 0.1 in 1910.06251 over hundreds of epochs",
             float,
         ),

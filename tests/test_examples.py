@@ -211,6 +211,27 @@ def test_mnist_with_a_dilated_network(cell, tmp_path, mnist):
     assert 0 <= result["metrics"]["test_error"] <= 1
 
 
+@pytest.mark.parametrize("model", ["stacked", "residual", "dense"])
+def test_mnist_with_a_deep_network(model, tmp_path, mnist):
+    small = ["--blocks", "1", "--growth", "2", "--block-sizes", "2", "1"]
+    argv = [*mnist, *small, "--model", model, "--dropout", "0.1"]
+    argv += ["--epochs", "1", "--batch-size", "12", "--out", str(tmp_path)]
+    sequential_mnist.main(argv)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["steps"] == 2
+    assert 0 <= result["metrics"]["test_error"] <= 1
+
+
+@pytest.mark.parametrize(
+    "model, count",
+    [("stacked", 86410), ("residual", 170890), ("dense", 256514)],
+)
+def test_mnist_networks_have_the_published_size(model, count):
+    args = sequential_mnist.parse(["--model", model])
+    weights = sequential_mnist.network(args).trainable_weights
+    assert sum(np.prod(w.shape) for w in weights) == count
+
+
 def test_mnist_defaults_depend_on_the_model():
     plain, dilated = map(sequential_mnist.parse, ([], ["--model", "dilated"]))
     assert (plain.epochs, plain.batch_size) == (14, 32)
