@@ -28,7 +28,7 @@ def cells(count):
 
 
 def dilated(first=1, **options):
-    """Dilations `first` ... 256: the lower layers left out, as in the paper."""
+    """Dilations `first` ... 256: the layers below are left out."""
     dilations = [2**index for index in range(LAYERS) if 2**index >= first]
     return [DilatedRNN(cells(len(dilations)), dilations, **options)]
 

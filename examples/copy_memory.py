@@ -8,7 +8,6 @@ entropy of 10 ln 8 / (T + 20) per step. Source: arXiv 1710.02224, section 4.1.
     python examples/copy_memory.py --time-steps 1000
 """
 
-import functools
 import math
 import sys
 
@@ -35,7 +34,7 @@ def copy_batch(symbols, time_steps):
     return np.eye(KINDS + 2, dtype="float32")[x], y
 
 
-def build_model(args):
+def build_model(args, steps):
     """A dilated network, or the same stack of plain Keras layers, compiled."""
     length = args.time_steps + 2 * SYMBOLS
     layers = [keras.Input((length, KINDS + 2))]
@@ -48,7 +47,6 @@ def build_model(args):
         ]
     layers.append(keras.layers.Dense(KINDS + 1))
     model = keras.Sequential(layers)
-    steps = args.epochs * max(1, args.sequences // args.batch_size)
     model.compile(
         keras.optimizers.RMSprop(
             keras.optimizers.schedules.CosineDecay(args.learning_rate, steps)
@@ -89,19 +87,15 @@ def main(argv=None):
 
     symbols, test_symbols = draw(args.sequences, 0), draw(1000, 1)
 
-    @functools.lru_cache(maxsize=1)
-    def order(epoch):
-        rng = np.random.default_rng([args.seed, 2, epoch])
-        return rng.permutation(args.sequences)
+    rows = experiment.shuffled(args.sequences, args.batch_size, args.seed, 2)
 
     def batch(epoch, step):
-        rows = order(epoch)[step * args.batch_size :][: args.batch_size]
-        return copy_batch(symbols[rows], args.time_steps)
+        return copy_batch(symbols[rows(epoch, step)], args.time_steps)
 
     x, y = copy_batch(test_symbols, args.time_steps)
     model, history = experiment.train(
         args,
-        lambda: build_model(args),
+        lambda: build_model(args, args.epochs * steps),
         batch,
         steps,
         validation_data=(x, y),

@@ -1,7 +1,7 @@
 """Draw a dilated network: its connections, and the shortest path through it.
 
 Layer l is connected with itself d_l steps before. The strong line is a
-shortest way from the first input to the last output. As in figure 2 of arXiv
+shortest way from the first input to the last output. After the figures of arXiv
 1710.02224.
 
     python examples/draw_dilated_rnn.py --dilations 1 2 4 8

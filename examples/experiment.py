@@ -11,6 +11,7 @@ Every example leaves in its `--out` directory:
 
 import argparse
 import csv
+import functools
 import json
 import math
 import os
@@ -166,6 +167,19 @@ def run(main, argv):
         name = pathlib.Path(sys.argv[0]).name
         print(f"{name}: error: {line}", file=sys.stderr)
         return 2
+
+
+def shuffled(count, batch_size, *entropy):
+    """(epoch, step) -> the indices of a batch, shuffled anew in each epoch."""
+
+    @functools.lru_cache(maxsize=1)
+    def order(epoch):
+        return np.random.default_rng([*entropy, epoch]).permutation(count)
+
+    def rows(epoch, step):
+        return order(epoch)[step * batch_size :][:batch_size]
+
+    return rows
 
 
 class Batches(keras.utils.PyDataset):

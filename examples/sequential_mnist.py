@@ -9,7 +9,6 @@ Sources: arXiv 1803.04831, section 5.2; arXiv 1710.02224, section 4.2.
     python examples/sequential_mnist.py --model dilated --permute
 """
 
-import functools
 import sys
 
 import keras
@@ -254,17 +253,15 @@ def main(argv=None):
     count = len(x) - min(VALIDATION, len(x) // 2)
     steps = max(1, count // args.batch_size)
 
-    @functools.lru_cache(maxsize=1)
-    def order(epoch):
-        return np.random.default_rng([args.seed, epoch]).permutation(count)
+    rows = experiment.shuffled(count, args.batch_size, args.seed)
 
     def inputs(x, *entropy):
         rng = np.random.default_rng([args.seed, *entropy])
         return prepare(x, permutation, args.pad_noise, rng)
 
     def batch(epoch, step):
-        rows = order(epoch)[step * args.batch_size :][: args.batch_size]
-        return inputs(x[rows], epoch, step), y[rows]
+        chosen = rows(epoch, step)
+        return inputs(x[chosen], epoch, step), y[chosen]
 
     model, history = experiment.train(
         args,

@@ -1,6 +1,7 @@
 """What the tests of IndRNN share: cases, data, and pairs of equal layers."""
 
 import functools
+import itertools
 
 import keras
 import numpy as np
@@ -84,6 +85,13 @@ def drawn(seed, **fixed):
     rng = np.random.default_rng(seed)
     case = {name: rng.choice(len(values)) for name, values in AXES.items()}
     return {name: AXES[name][i] for name, i in case.items()} | fixed
+
+
+def assert_every_pair(cases, axes):
+    """Every two values of two axes occur together in some case."""
+    for a, b in itertools.combinations(axes, 2):
+        seen = {(case[a], case[b]) for case in cases}
+        assert seen == set(itertools.product(axes[a], axes[b])), (a, b)
 
 
 def data(*shape, phase=0.0, scale=1.0):

@@ -21,7 +21,7 @@ from keras.src import testing
 from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-from pairs import data, masked, weighted
+from pairs import assert_every_pair, data, masked, weighted
 
 B, F, N = 3, 2, 4
 
@@ -181,9 +181,7 @@ def assert_same(actual, expected, tolerance=1e-12):
 
 
 def test_cover():
-    for a, b in itertools.combinations(AXES, 2):
-        seen = {(case[a], case[b]) for case in CASES}
-        assert seen == set(itertools.product(AXES[a], AXES[b])), (a, b)
+    assert_every_pair(CASES, AXES)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -20,6 +20,7 @@ from pairs import (
     F,
     N,
     T,
+    assert_every_pair,
     assert_same,
     compiled,
     computed,
@@ -47,9 +48,7 @@ CASES = [
 
 
 def test_cover():
-    for a, b in itertools.combinations(AXES, 2):
-        seen = {(case[a], case[b]) for case in CASES}
-        assert seen == set(itertools.product(AXES[a], AXES[b])), (a, b)
+    assert_every_pair(CASES, AXES)
 
 
 @pytest.mark.parametrize("case", CASES)
