@@ -8,7 +8,6 @@ shortest way from the first input to the last output. After the figures of arXiv
 """
 
 import argparse
-import pathlib
 import sys
 
 import matplotlib
@@ -130,14 +129,7 @@ def main(argv=None):
         experiment.option(parser, flag, default, text, **options)
     args = parser.parse_args(argv)
     figure = draw(args.dilations, args.time_steps)
-    path = pathlib.Path(args.out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise experiment.UserError(f"--out {path}: {error}") from error
-    pyplot.close(figure)
-    print(path)
+    experiment.save_figure(figure, args.out)
 
 
 if __name__ == "__main__":

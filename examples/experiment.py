@@ -4,6 +4,7 @@ Every example leaves in its `--out` directory:
 
     arguments.json    what it was started with
     checkpoint.keras  model and optimizer after the last whole epoch
+    best.keras        the model with the best validation, where one is kept
     history.csv       the metrics and cumulated seconds of every epoch
     curve.png         their picture
     result.json       at the end: arguments, metrics, steps, seconds
@@ -196,7 +197,17 @@ class Batches(keras.utils.PyDataset):
         return self.batch(step)
 
 
-def train(args, build, batch, steps, **fit_options):
+def train(
+    args,
+    build,
+    batch,
+    steps,
+    callbacks=lambda history: [],
+    enough=lambda history: False,
+    best=None,
+    dataset=Batches,
+    **fit_options,
+):
     """Train for `args.epochs` epochs; leave a checkpoint after each.
 
     What an epoch sees depends on `args.seed` and its number alone, and a
@@ -208,6 +219,11 @@ def train(args, build, batch, steps, **fit_options):
         build: () -> a compiled model.
         batch: (epoch, step) -> one batch (x, y).
         steps: Batches in an epoch.
+        callbacks: history -> the callbacks of the next epoch.
+        enough: history -> whether to stop here.
+        best: A column of the history: the model for which it was lowest is
+            left in best.keras.
+        dataset: (batch(step), steps) -> what `keras.Model.fit` takes.
         **fit_options: Passed to `keras.Model.fit`.
 
     Returns:
@@ -224,16 +240,20 @@ def train(args, build, batch, steps, **fit_options):
             raise UserError(f"--out {out}: {error}") from error
         (out / "checkpoint.keras").unlink(missing_ok=True)
         _write(out / "arguments.json", json.dumps(vars(args), indent=2))
-    for epoch in range(len(history), args.epochs):
+    while len(history) < args.epochs and not enough(history):
+        epoch = len(history)
         start = time.perf_counter()
         _seed(model, [args.seed, epoch])
         logs = model.fit(
-            Batches(lambda step, epoch=epoch: batch(epoch, step), steps),
+            dataset(lambda step, epoch=epoch: batch(epoch, step), steps),
             initial_epoch=epoch,
             epochs=epoch + 1,
             shuffle=False,
             verbose=1 if sys.stdout.isatty() else 2,
-            callbacks=[keras.callbacks.TerminateOnNaN()],
+            callbacks=[
+                keras.callbacks.TerminateOnNaN(),
+                *callbacks(history),
+            ],
             **fit_options,
         ).history
         if not math.isfinite(logs["loss"][-1]):
@@ -246,13 +266,15 @@ def train(args, build, batch, steps, **fit_options):
         history.append(
             {
                 "epoch": epoch + 1,
-                "steps": (epoch + 1) * steps,
+                "steps": int(model.optimizer.iterations),
                 "seconds": round(seconds, 1),
                 **{name: values[-1] for name, values in logs.items()},
             }
         )
         # The history first: a resumed run drops what is ahead of its model.
         _write_history(out / "history.csv", history)
+        if best and history[-1][best] == min(row[best] for row in history):
+            _save(model, out / "best.keras")
         _save(model, out / "checkpoint.keras")
     return model, history
 
@@ -288,6 +310,22 @@ def finish(args, history, metrics, curves, baseline=None, log=False):
     figure.savefig(out / "curve.png", dpi=120)
     pyplot.close(figure)
     print(json.dumps({**metrics, "seconds": result["seconds"]}))
+
+
+def save_figure(figure, path):
+    """Write a picture to `path`, which names its format, and print the path.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {path}: {error}") from error
+    pyplot.close(figure)
+    print(path)
 
 
 def _resume(out, arguments):

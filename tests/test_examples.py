@@ -11,6 +11,7 @@ import pytest
 import addition_rnn
 import copy_memory
 import draw_dilated_rnn
+import draw_gradients
 import experiment
 import sequential_mnist
 
@@ -297,6 +298,46 @@ def test_draw(tmp_path, capsys):
     assert code == 2 and "--out" in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize("model", ["residual", "stacked", "plain"])
+def test_draw_gradients(model, tmp_path, capsys):
+    path = tmp_path / "new" / "gradients.png"
+    argv = ["--layers", "3", "--units", "4", "--time-steps", "8", "--steps"]
+    argv = [*argv, "12", "--batch-size", "6", "--model", model]
+    draw_gradients.main([*argv, "--out", str(path)])
+    head, _, *rows, loss, printed = capsys.readouterr().out.splitlines()
+    assert head.startswith("| layer |") and printed == str(path)
+    table = [[float(cell) for cell in row.split("|")[1:-1]] for row in rows]
+    assert [row[0] for row in table] == [1, 2, 3]
+    assert table[-1] == [3, 1, 1, 1, 1]
+    assert loss.startswith("loss ") and path.stat().st_size > 1000
+
+
+def test_gradient_norms_are_those_of_finite_differences():
+    args = draw_gradients.parse(["--layers", "3", "--units", "4"])
+    args.time_steps = 6
+    keras.utils.set_random_seed(1)
+    model = draw_gradients.build_model(args)
+    x, y = addition_rnn.adding_batch(np.random.default_rng(1), 5, 6)
+    norms = draw_gradients.gradient_norms(model, x, y)
+    assert norms.shape == (3, 2) and (norms > 0).all()
+    _, dense, recurrent = model.layers[:3]
+    weights = (dense.kernel, recurrent.cell.recurrent_kernel)
+    for weight, norm in zip(weights, norms[0], strict=True):
+        start, epsilon = weight.numpy(), 1e-3
+        difference = np.zeros(start.shape)
+        for index in np.ndindex(*start.shape):
+            sides = []
+            for sign in (1, -1):
+                moved = start.copy()
+                moved[index] += sign * epsilon
+                weight.assign(moved)
+                output = model(x, training=True).numpy()
+                sides.append(np.mean(np.square(output - y, dtype="float64")))
+            difference[index] = (sides[0] - sides[1]) / (2 * epsilon)
+        weight.assign(start)
+        assert np.linalg.norm(difference) == pytest.approx(norm, rel=0.02)
+
+
 def test_prepare_with_noise():
     x = np.arange(2 * 784).reshape(2, 784).astype("uint8")
     rng = np.random.default_rng(3)
@@ -400,7 +441,7 @@ def test_hidden_and_dilations_must_agree(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "example", [addition_rnn, copy_memory, sequential_mnist]
+    "example", [addition_rnn, copy_memory, sequential_mnist, draw_gradients]
 )
 def test_help_states_defaults(example, capsys):
     with pytest.raises(SystemExit) as stop:

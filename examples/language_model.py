@@ -1,0 +1,600 @@
+"""Language models of Penn Treebank: the next character, or the next word.
+
+Back-propagation is truncated, in segments of random length, and the state of a
+network is carried from each segment to the next. `--data` has ptb.train.txt,
+ptb.valid.txt and ptb.test.txt, the words of T. Mikolov's "simple-examples"
+(one sentence a line, 10,000 words). The characters are made from them as in the
+literature: spaces become `_`, and each sentence ends with a line break: 50
+symbols; 5,017,482, 393,042 and 442,423 of them. Sources: arXiv 1803.04831,
+section 5.3; arXiv 1910.06251, section on language models.
+
+    python examples/language_model.py --level char --data ptb
+    python examples/language_model.py --level word --data ptb --minutes 30
+    python examples/language_model.py --level char --data ptb --sample 500
+"""
+
+import math
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+import experiment
+from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
+
+END = "\n"  # of a sentence: a symbol of its own at both levels
+VALIDATION_ROWS, CHUNK = 10, 100
+# What depends on --level.
+DEFAULTS = {
+    "char": {
+        "units": 256,
+        "embedding": 128,
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "last_dropout": 0.0,
+    },
+    "word": {
+        "units": 256,
+        "embedding": 256,
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "dropout": 0.2,
+        "embedding_dropout": 0.1,
+        "last_dropout": 0.4,
+    },
+}
+
+
+def load_text(directory, level):
+    """The symbols, and {"train", "valid", "test": their indices, int32 (n,)}.
+
+    Raises:
+        experiment.UserError: If a file cannot be read, is empty, or has
+            symbols that the training text has not.
+    """
+    texts = {}
+    for part in ("train", "valid", "test"):
+        path = pathlib.Path(directory) / f"ptb.{part}.txt"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise experiment.UserError(f"--data: {path}: {error}") from error
+        texts[part] = [
+            symbol for line in lines for symbol in symbols_of(line, level)
+        ]
+        if len(texts[part]) < 2:
+            raise experiment.UserError(
+                f"--data: {path}: expected at least one word, got "
+                f"{len(lines)} lines without any"
+            )
+    symbols = sorted(set(texts["train"]))
+    index = {symbol: number for number, symbol in enumerate(symbols)}
+    for part, text in texts.items():
+        unknown = sorted(set(text) - set(symbols))
+        if unknown:
+            raise experiment.UserError(
+                f"--data: ptb.{part}.txt has {unknown[0]!r} and "
+                f"{len(unknown) - 1} others that ptb.train.txt has not"
+            )
+        texts[part] = np.array([index[symbol] for symbol in text], "int32")
+    return symbols, texts
+
+
+def symbols_of(line, level):
+    """The symbols of a sentence, its end included; none of an empty line."""
+    words = line.split()
+    if not words:
+        return []
+    return [*("_".join(words) if level == "char" else words), END]
+
+
+def in_rows(text, count):
+    """(n,) to (count, n // count): consecutive parts, one below another."""
+    length = len(text) // count
+    return text[: length * count].reshape(count, length)
+
+
+def segments_of(batch, steps):
+    """A dataset of the pairs `batch(0)` ..., whose lengths may differ."""
+    spec = tf.TensorSpec((len(batch(0)[0]), None), "int32")
+    return tf.data.Dataset.from_generator(
+        lambda: map(batch, range(steps)), output_signature=(spec, spec)
+    ).apply(tf.data.experimental.assert_cardinality(steps))
+
+
+class Segments:
+    """Where each training step begins and ends in rows of a given length.
+
+    A pass starts at a random place and goes on in segments of random lengths:
+    most of about `time_steps`, one in twenty of about half as many (arXiv
+    1910.06251). They are rounded to tenths of `time_steps`, for XLA compiles
+    a program for each length.
+
+    Arguments:
+        length: Of the rows.
+        time_steps: The usual length of a segment.
+        entropy: A list of integers, for the randomness.
+    """
+
+    def __init__(self, length, time_steps, *entropy):
+        self.length, self.time_steps = length, time_steps
+        self.entropy = entropy
+        self.known, self.passes = [], 0
+
+    def __call__(self, step):
+        """(start, stop, whether a pass begins here) of a training step."""
+        while len(self.known) <= step:
+            self.known += self.one_pass(self.passes)
+            self.passes += 1
+        return self.known[step]
+
+    def one_pass(self, number):
+        rng = np.random.default_rng([*self.entropy, number])
+        unit = max(1, self.time_steps // 10)
+        most = self.time_steps + 2 * unit
+        # The last symbol is only ever a target.
+        end = self.length - 1
+        start = int(rng.integers(min(self.time_steps, max(1, end - most))))
+        found = []
+        while True:
+            usual = self.time_steps // (1 if rng.random() < 0.95 else 2)
+            size = round(rng.normal(usual, unit) / unit) * unit
+            stop = start + min(max(size, unit), most)
+            if stop > end:
+                return found or [(0, end, True)]
+            found.append((start, stop, not found))
+            start = stop
+
+
+def network(args, symbols, batch_size):
+    """Stateful: (batch_size, T) of indices to logits of the next symbols.
+
+    One matrix embeds the symbols and scores the next ones ("tied weights").
+    """
+    tied = keras.layers.ReversibleEmbedding(symbols, args.embedding)
+    indices = keras.Input((None,), batch_size=batch_size, dtype="int32")
+    x = tied(indices)
+    if args.embedding_dropout:
+        x = SymbolDropout(args.embedding_dropout, symbols)([x, indices])
+    for layer in recurrent_layers(args, batch_size):
+        x = layer(x)
+    x = keras.layers.Dense(args.embedding)(x)
+    x = same_mask_dropout(args.last_dropout)(x)
+    return keras.Model(indices, tied(x, reverse=True))
+
+
+def recurrent_layers(args, batch_size):
+    """The layers, or the one network, between embedding and scores."""
+    if args.model in experiment.BASELINES:
+        layer = experiment.BASELINES[args.model]
+        layers = []
+        for _ in range(args.layers):
+            layers.append(same_mask_dropout(args.dropout))
+            layers.append(
+                layer(args.units, return_sequences=True, stateful=True)
+            )
+        return layers
+    shape = (None, args.embedding)
+    options = {
+        "return_sequences": True,
+        "stateful": True,
+        "batch_size": batch_size,
+        "dropout": args.dropout,
+        "recurrent_max_abs": args.recurrent_max_abs,
+    }
+    if args.model == "stacked":
+        return [stacked_ind_rnn(shape, args.units, args.layers, **options)]
+    if args.model == "residual":
+        return [residual_ind_rnn(shape, args.units, args.blocks, **options)]
+    # The proportions of arXiv 1910.06251: 0.5, 0.1 and 0.4.
+    return [
+        dense_ind_rnn(
+            shape,
+            args.growth,
+            args.block_sizes,
+            bottleneck_dropout=args.dropout / 5,
+            transition_dropout=args.dropout * 0.8,
+            **options,
+        )
+    ]
+
+
+def same_mask_dropout(rate):
+    """Dropout with one mask for all steps of a segment."""
+    return keras.layers.Dropout(rate, noise_shape=(None, 1, None))
+
+
+@keras.saving.register_keras_serializable(package="language_model")
+class SymbolDropout(keras.layers.Dropout):
+    """Drops symbols from a segment, each wherever it occurs.
+
+    From [embedded (B, T, E), indices (B, T)] to (B, T, E).
+    """
+
+    def __init__(self, rate, symbols, **kwargs):
+        super().__init__(rate, **kwargs)
+        self.symbols = symbols
+
+    def call(self, inputs, training=False):
+        embedded, indices = inputs
+        kept = super().call(ops.ones((self.symbols,)), training=training)
+        kept = ops.cast(ops.take(kept, indices), embedded.dtype)
+        return embedded * kept[:, :, None]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+    def get_config(self):
+        return {**super().get_config(), "symbols": self.symbols}
+
+
+def build_model(args, symbols):
+    """The network, compiled for training."""
+    model = network(args, symbols, args.batch_size)
+    model.compile(
+        keras.optimizers.Adam(args.learning_rate, global_clipnorm=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,  # would compile anew for each length
+    )
+    return model
+
+
+def twin(args, symbols, batch_size, source=None):
+    """The network for other batches, to be evaluated; weights of `source`."""
+    model = network(args, symbols, batch_size)
+    model.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        # Unlike the loss, a mean over symbols and not over batches.
+        weighted_metrics=[
+            keras.metrics.SparseCategoricalCrossentropy(
+                from_logits=True, name="nats"
+            )
+        ],
+        jit_compile=False,
+    )
+    if source:
+        copy_weights(source, model)
+    return model
+
+
+def stateful_layers(model):
+    """Its recurrent layers, also those of networks inside it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from stateful_layers(layer)
+        elif getattr(layer, "stateful", False):
+            yield layer
+
+
+def reset_states(model):
+    for layer in stateful_layers(model):
+        layer.reset_state()
+
+
+def copy_weights(source, target):
+    """All variables but the states, whose shapes depend on the batch."""
+    states = {
+        id(state) for layer in stateful_layers(source) for state in layer.states
+    }
+    for a, b in zip(source.weights, target.weights, strict=True):
+        if id(a) not in states:
+            b.assign(a)
+
+
+def evaluate(model, text, chunk=CHUNK):
+    """The mean cross entropy of the next symbol in nats.
+
+    The text in as many rows as the batch of `model` has, read from their
+    beginnings in chunks of so many steps.
+    """
+    rows = in_rows(text, model.input.shape[0])
+    length = rows.shape[1] - 1
+    steps = math.ceil(length / chunk)
+
+    def batch(step):
+        stop = min((step + 1) * chunk, length)
+        start = step * chunk
+        return rows[:, start:stop], rows[:, start + 1 : stop + 1]
+
+    reset_states(model)
+    results = model.evaluate(
+        segments_of(batch, steps), verbose=0, return_dict=True
+    )
+    return results["nats"]
+
+
+class Schedule(keras.callbacks.Callback):
+    """Learning rate, states and time of one epoch; validation at its end.
+
+    Arguments:
+        args: The parsed arguments.
+        history: That of the epochs before.
+        segments: The `Segments` of the training text.
+        validate: model -> the cross entropy of the validation text.
+    """
+
+    def __init__(self, args, history, segments, validate):
+        super().__init__()
+        self.args, self.history = args, history
+        self.segments, self.validate = segments, validate
+        self.first = len(history) * args.epoch_steps
+        self.seconds = history[-1]["seconds"] if history else 0.0
+        self.start = time.perf_counter()
+
+    def spent(self):
+        """The share of the time, or of the steps, that has been used."""
+        if self.args.minutes:
+            seconds = self.seconds + time.perf_counter() - self.start
+            return seconds / (60 * self.args.minutes)
+        return self.step / (self.args.epochs * self.args.epoch_steps)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.step = self.first + batch
+        if self.segments(self.step)[2]:
+            reset_states(self.model)
+        rate = self.args.learning_rate * min(1, (self.step + 1) / 200)
+        if self.args.schedule == "cosine":
+            rate *= 0.5 + 0.5 * math.cos(math.pi * min(1, self.spent()))
+        else:
+            losses = [row["val_loss"] for row in self.history]
+            rate *= self.args.factor ** plateaus(losses, self.args.patience)
+        self.model.optimizer.learning_rate = rate
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.args.minutes and self.spent() >= 1:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs):
+        logs["val_loss"] = self.validate(self.model)
+        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+
+
+def plateaus(losses, patience):
+    """How often there were `patience` losses in a row without a new best."""
+    best, waited, count = math.inf, 0, 0
+    for loss in losses:
+        waited = 0 if loss < best else waited + 1
+        best = min(best, loss)
+        if waited == patience:
+            waited, count = 0, count + 1
+    return count
+
+
+def scores(level, nats):
+    """The metric of a level: bits per character, or perplexity."""
+    if level == "char":
+        return {"bpc": nats / math.log(2)}
+    return {"perplexity": math.exp(nats)}
+
+
+def dynamic_evaluation(args, model, text, training_text):
+    """As `evaluate`, of a model that goes on learning from what it has read.
+
+    After each segment of 20 steps, with the root r of the mean squared
+    gradients of `training_text` and the trained weights w_0:
+
+        w += -rate * gradient / (r + 1e-5)
+             + decay * min(r / mean(r), 1 / decay) * (w_0 - w)
+
+    The weights of `model` are changed for good. Source: arXiv 1709.07432,
+    section 4, with the rate and decay of `args`.
+
+    Arguments:
+        model: A `twin` with one row.
+        text, training_text: Indices (n,).
+    """
+    steps = 20
+    weights = [weight.value for weight in model.trainable_variables]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            nats = loss(y, model(x, training=False))
+        gradients = tape.gradient(nats, weights)
+        return nats, [tf.convert_to_tensor(g) for g in gradients]
+
+    def segments(text):
+        reset_states(model)
+        for start in range(0, len(text) - 1, steps):
+            part = text[None, start : start + steps + 1]
+            yield step(tf.constant(part[:, :-1]), tf.constant(part[:, 1:]))
+
+    squares = [np.zeros(weight.shape, "float32") for weight in weights]
+    count = 0
+    for _, gradients in segments(training_text):
+        count += 1
+        for square, gradient in zip(squares, gradients, strict=True):
+            square += np.square(gradient)
+    roots = [np.sqrt(square / count) for square in squares]
+    mean = np.concatenate([root.ravel() for root in roots]).mean()
+    trained = [weight.numpy() for weight in weights]
+    decays = [
+        np.minimum(args.dynamic_decay * root / mean, 1.0) for root in roots
+    ]
+    rates = [args.dynamic_rate / (root + 1e-5) for root in roots]
+
+    total, read = 0.0, 0
+    for nats, gradients in segments(text):
+        length = min(steps, len(text) - 1 - read)
+        total, read = total + float(nats) * length, read + length
+        for variable, gradient, rate, decay, start in zip(
+            model.trainable_variables,
+            gradients,
+            rates,
+            decays,
+            trained,
+            strict=True,
+        ):
+            value = variable.numpy()
+            value += decay * (start - value) - rate * gradient.numpy()
+            if variable.constraint is not None:
+                value = variable.constraint(value)
+            variable.assign(value)
+    return total / read
+
+
+def sample(args, model, symbols, count):
+    """`count` symbols that the model makes up, after the end of a sentence.
+
+    Arguments:
+        model: A `twin` with one row.
+        symbols: All symbols, in the order of their indices.
+    """
+    rng = np.random.default_rng(args.seed)
+    reset_states(model)
+    index, text = symbols.index(END), []
+    for _ in range(count):
+        logits = model.predict_on_batch(np.array([[index]], "int32"))[0, -1]
+        chances = np.exp((logits - logits.max()) / args.temperature)
+        index = int(rng.choice(len(symbols), p=chances / chances.sum()))
+        text.append(symbols[index])
+    if args.level == "char":
+        return "".join(text).replace("_", " ")
+    return " ".join(text).replace(f" {END} ", END)
+
+
+def parse(argv):
+    models = ("residual", "stacked", "dense")
+    parser = experiment.parser(__doc__, "language_model", models)
+    count, positive = experiment.count, experiment.positive
+    parser.add_argument("--level", choices=DEFAULTS, required=True)
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="of ptb.train.txt, ..."
+    )
+    for flag, default, text, kind in (
+        ("--layers", 2, "of --model stacked, lstm, gru and rnn", count(1)),
+        ("--blocks", 5, "of --model residual, of two layers each", count(1)),
+        ("--growth", 32, "of --model dense", count(1)),
+        ("--recurrent-max-abs", 0.99, "of IndRNN, whose states are carried "
+         "for ever; as in 1910.06251", positive),
+        ("--time-steps", 50, "the usual length of a segment", count(1)),
+        ("--epochs", 1000, "at most", count(1)),
+        ("--epoch-steps", 500, "training steps from one validation to the "
+         "next", count(1)),
+        ("--patience", 4, "validations without a new best, after which the "
+         "learning rate drops", count(1)),
+        ("--factor", 0.2, "by which it drops", positive),
+        ("--dynamic-rate", 1e-4, "learning rate of --dynamic", positive),
+        ("--dynamic-decay", 0.02, "towards the trained weights", positive),
+        ("--sample", 0, "symbols to make up and print at the end", count(0)),
+        ("--temperature", 1.0, "of --sample", positive),
+    ):  # fmt: skip
+        experiment.option(parser, flag, default, text, type=kind)
+    experiment.option(
+        parser,
+        "--block-sizes",
+        [3, 3, 3],
+        "layers in the blocks of --model dense",
+        type=count(1),
+        nargs="+",
+    )
+    experiment.option(
+        parser,
+        "--schedule",
+        "plateau",
+        "learning rate: drops on plateaus of the validation, or falls to 0 "
+        "along a cosine over --epochs or --minutes",
+        choices=("plateau", "cosine"),
+    )
+    parser.add_argument(
+        "--minutes",
+        type=positive,
+        metavar="N",
+        help="stop training after so many",
+    )
+    parser.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="also evaluate while learning from the test text",
+    )
+    for name, text, kind in (
+        ("units", "in each layer", count(1)),
+        ("embedding", "size of the vectors of symbols", count(1)),
+        ("batch_size", "rows that the text is read in", count(1)),
+        ("learning_rate", "of Adam, after 200 steps of warm-up", positive),
+        ("dropout", "rate between layers, one mask for all steps", float),
+        ("embedding_dropout", "rate of whole symbols", float),
+        ("last_dropout", "rate before the scores", float),
+    ):
+        defaults = (f"{level}: {DEFAULTS[level][name]}" for level in DEFAULTS)
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            type=kind,
+            metavar="N",
+            help=f"{text} (default: {', '.join(defaults)})",
+        )
+    args = parser.parse_args(argv)
+    for name, value in DEFAULTS[args.level].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+        if "dropout" in name and not 0 <= getattr(args, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            parser.error(f"{flag} must be in [0, 1), got {getattr(args, name)}")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    symbols, texts = load_text(args.data, args.level)
+    rows = in_rows(texts["train"], args.batch_size)
+    if rows.shape[1] < 2 or len(texts["valid"]) < 2 * VALIDATION_ROWS:
+        raise experiment.UserError(
+            "--data: expected two symbols for each row of a batch, got "
+            f"{rows.shape[1]} for --batch-size {args.batch_size}, and "
+            f"{len(texts['valid'])} to validate with"
+        )
+    segments = Segments(rows.shape[1], args.time_steps, args.seed)
+    judge = twin(args, len(symbols), VALIDATION_ROWS)
+
+    def batch(epoch, step):
+        start, stop, _ = segments(epoch * args.epoch_steps + step)
+        return rows[:, start:stop], rows[:, start + 1 : stop + 1]
+
+    def validate(model):
+        copy_weights(model, judge)
+        return evaluate(judge, texts["valid"])
+
+    def enough(history):
+        spent = history[-1]["seconds"] if history else 0
+        return bool(args.minutes) and spent >= 60 * args.minutes
+
+    model, history = experiment.train(
+        args,
+        lambda: build_model(args, len(symbols)),
+        batch,
+        args.epoch_steps,
+        lambda history: [Schedule(args, history, segments, validate)],
+        enough,
+        best="val_loss",
+        dataset=segments_of,
+    )
+    model = keras.models.load_model(pathlib.Path(args.out) / "best.keras")
+    reader = twin(args, len(symbols), 1, source=model)
+    best = min(row["val_loss"] for row in history)
+    metrics = {"parameters": model.count_params()}
+    for name, nats in (
+        ("validation", best),
+        ("test", evaluate(reader, texts["test"], 1000)),
+    ):
+        for unit, score in scores(args.level, nats).items():
+            metrics[f"{name}_{unit}"] = score
+    if args.sample:
+        print(sample(args, reader, symbols, args.sample))
+    if args.dynamic:
+        nats = dynamic_evaluation(
+            args, reader, texts["test"], texts["train"][:100_000]
+        )
+        for unit, score in scores(args.level, nats).items():
+            metrics[f"dynamic_{unit}"] = score
+    experiment.finish(args, history, metrics, curves=("loss", "val_loss"))
+
+
+if __name__ == "__main__":
+    sys.exit(experiment.run(main, None))
