@@ -351,7 +351,10 @@ class Schedule(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs):
-        logs["val_loss"] = self.validate(self.model)
+        nats = self.validate(self.model)
+        logs["val_loss"] = nats
+        for unit, score in scores(self.args.level, nats).items():
+            logs[f"val_{unit}"] = score
         logs["learning_rate"] = float(self.model.optimizer.learning_rate)
 
 

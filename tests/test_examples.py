@@ -10,6 +10,7 @@ import pytest
 
 import addition_rnn
 import copy_memory
+import draw_curves
 import draw_dilated_rnn
 import draw_gradients
 import experiment
@@ -296,6 +297,27 @@ def test_draw(tmp_path, capsys):
     assert path.stat().st_size > 1000
     code, error = run(draw_dilated_rnn, ["--out", f"{path}.what"], capsys)
     assert code == 2 and "--out" in error and len(error.splitlines()) == 1
+
+
+def test_draw_curves(tmp_path, capsys):
+    for name in ("one", "two"):
+        run_of = tmp_path / name
+        run_of.mkdir()
+        (run_of / "history.csv").write_text("seconds,val\n60,3.5\n90,2\n")
+    assert draw_curves.read(tmp_path / "one", "val") == ([1, 1.5], [3.5, 2])
+    runs = [str(tmp_path / name) for name in ("one", "two")]
+    path = str(tmp_path / "curves.png")
+    draw_curves.main([*runs, "--column", "val", "--out", path])
+    assert capsys.readouterr().out == path + "\n"
+    assert pathlib.Path(path).stat().st_size > 1000
+    for run_of, column, words in (
+        (tmp_path / "none", "val", ["none", "No such file"]),
+        (tmp_path / "one", "loss", ["'loss'", "seconds, val"]),
+    ):
+        code, error = run(
+            draw_curves, [str(run_of), "--column", column], capsys
+        )
+        assert code == 2 and all(word in error for word in words)
 
 
 @pytest.mark.parametrize("model", ["residual", "stacked", "plain"])

@@ -1,0 +1,71 @@
+"""Draw a column of the histories of several runs into one picture.
+
+python examples/draw_curves.py out/indrnn out/lstm --column val_bpc
+"""
+
+import argparse
+import csv
+import pathlib
+import sys
+
+from matplotlib import pyplot
+
+import experiment
+
+
+def read(run, column):
+    """(minutes, values) of the run that left its results in a directory."""
+    path = pathlib.Path(run) / "history.csv"
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        minutes = [float(row["seconds"]) / 60 for row in rows]
+        return minutes, [float(row[column]) for row in rows]
+    except OSError as error:
+        raise experiment.UserError(str(error)) from error
+    except KeyError as error:
+        raise experiment.UserError(
+            f"{path}: expected a column {error}, got {', '.join(rows[0])}"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise experiment.UserError(f"{path}: {error}") from error
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="DIR", help="where runs left their results"
+    )
+    option = experiment.option
+    option(parser, "--column", "val_loss", "of history.csv", metavar="NAME")
+    option(
+        parser,
+        "--top",
+        None,
+        "the upper end of the axis",
+        type=experiment.positive,
+    )
+    option(
+        parser,
+        "--out",
+        "out/curves.png",
+        "the picture to write, png, pdf or svg",
+        metavar="FILE",
+    )
+    args = parser.parse_args(argv)
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    for run in args.runs:
+        minutes, values = read(run, args.column)
+        axes.plot(minutes, values, "o-", ms=3, label=pathlib.Path(run).name)
+    axes.set(xlabel="minutes", ylabel=args.column)
+    axes.set_ylim(top=args.top)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    experiment.save_figure(figure, args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(experiment.run(main, None))
