@@ -44,6 +44,11 @@ BASELINES = {
 }
 
 
+# What a resumed run may be given anew: it does not touch the training.
+MAY_CHANGE = {"resume", "out", "data", "sample", "temperature"}
+MAY_CHANGE |= {"dynamic", "dynamic_rate", "dynamic_decay"}
+
+
 # What a dilated network may be made of.
 CELLS = {**BASELINES, "indrnn": IndRNN}
 
@@ -238,7 +243,8 @@ def train(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {out}: {error}") from error
-        (out / "checkpoint.keras").unlink(missing_ok=True)
+        for name in ("checkpoint.keras", "best.keras"):
+            (out / name).unlink(missing_ok=True)
         _write(out / "arguments.json", json.dumps(vars(args), indent=2))
     while len(history) < args.epochs and not enough(history):
         epoch = len(history)
@@ -256,11 +262,12 @@ def train(
             ],
             **fit_options,
         ).history
-        if not math.isfinite(logs["loss"][-1]):
-            raise UserError(
-                f"the loss is {logs['loss'][-1]} in epoch {epoch + 1}: try a "
-                "lower --learning-rate; the last checkpoint is kept"
-            )
+        for name in ("loss", best or "loss"):
+            if not math.isfinite(logs[name][-1]):
+                raise UserError(
+                    f"the {name} is {logs[name][-1]} in epoch {epoch + 1}: try "
+                    "a lower --learning-rate; the last checkpoint is kept"
+                )
         seconds = time.perf_counter() - start
         seconds += history[-1]["seconds"] if history else 0
         history.append(
@@ -348,7 +355,7 @@ def _resume(out, arguments):
     changed = [
         f"{name} was {started.get(name)}, is {value}"
         for name, value in arguments.items()
-        if name not in ("resume", "out", "data") and started.get(name) != value
+        if name not in MAY_CHANGE and started.get(name) != value
     ]
     if changed:
         raise UserError(

@@ -16,6 +16,7 @@ section 5.3; arXiv 1910.06251, section on language models.
 import math
 import pathlib
 import sys
+import threading
 import time
 
 import keras
@@ -62,7 +63,7 @@ def load_text(directory, level):
     for part in ("train", "valid", "test"):
         path = pathlib.Path(directory) / f"ptb.{part}.txt"
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise experiment.UserError(f"--data: {path}: {error}") from error
         texts[part] = [
@@ -70,8 +71,7 @@ def load_text(directory, level):
         ]
         if len(texts[part]) < 2:
             raise experiment.UserError(
-                f"--data: {path}: expected at least one word, got "
-                f"{len(lines)} lines without any"
+                f"--data: {path}: expected words, got none"
             )
     symbols = sorted(set(texts["train"]))
     index = {symbol: number for number, symbol in enumerate(symbols)}
@@ -79,8 +79,8 @@ def load_text(directory, level):
         unknown = sorted(set(text) - set(symbols))
         if unknown:
             raise experiment.UserError(
-                f"--data: ptb.{part}.txt has {unknown[0]!r} and "
-                f"{len(unknown) - 1} others that ptb.train.txt has not"
+                f"--data: ptb.{part}.txt: expected symbols of ptb.train.txt, "
+                f"got {', '.join(map(repr, unknown[:5]))}"
             )
         texts[part] = np.array([index[symbol] for symbol in text], "int32")
     return symbols, texts
@@ -119,22 +119,26 @@ class Segments:
     Arguments:
         length: Of the rows.
         time_steps: The usual length of a segment.
-        entropy: A list of integers, for the randomness.
+        *entropy: Integers, for the randomness.
     """
 
     def __init__(self, length, time_steps, *entropy):
         self.length, self.time_steps = length, time_steps
         self.entropy = entropy
         self.known, self.passes = [], 0
+        # A dataset reads ahead, in a thread of its own.
+        self.lock = threading.Lock()
 
     def __call__(self, step):
         """(start, stop, whether a pass begins here) of a training step."""
-        while len(self.known) <= step:
-            self.known += self.one_pass(self.passes)
-            self.passes += 1
-        return self.known[step]
+        with self.lock:
+            while len(self.known) <= step:
+                self.known += self.one_pass(self.passes)
+                self.passes += 1
+            return self.known[step]
 
     def one_pass(self, number):
+        """The segments of pass `number`, as `__call__` returns them."""
         rng = np.random.default_rng([*self.entropy, number])
         unit = max(1, self.time_steps // 10)
         most = self.time_steps + 2 * unit
@@ -212,7 +216,7 @@ def same_mask_dropout(rate):
 
 @keras.saving.register_keras_serializable(package="language_model")
 class SymbolDropout(keras.layers.Dropout):
-    """Drops symbols from a segment, each wherever it occurs.
+    """Drops symbols from a batch, each wherever it occurs.
 
     From [embedded (B, T, E), indices (B, T)] to (B, T, E).
     """
@@ -245,17 +249,25 @@ def build_model(args, symbols):
     return model
 
 
+class Nats(keras.metrics.Sum):
+    """The sum of the cross entropies of all symbols."""
+
+    def __init__(self):
+        super().__init__("nats")
+
+    def update_state(self, y, logits, sample_weight=None):
+        super().update_state(
+            ops.sparse_categorical_crossentropy(y, logits, from_logits=True)
+        )
+
+
 def twin(args, symbols, batch_size, source=None):
     """The network for other batches, to be evaluated; weights of `source`."""
     model = network(args, symbols, batch_size)
     model.compile(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        # Unlike the loss, a mean over symbols and not over batches.
-        weighted_metrics=[
-            keras.metrics.SparseCategoricalCrossentropy(
-                from_logits=True, name="nats"
-            )
-        ],
+        # A sum, for Keras' means give short chunks the weight of others.
+        metrics=[Nats()],
         jit_compile=False,
     )
     if source:
@@ -278,13 +290,8 @@ def reset_states(model):
 
 
 def copy_weights(source, target):
-    """All variables but the states, whose shapes depend on the batch."""
-    states = {
-        id(state) for layer in stateful_layers(source) for state in layer.states
-    }
-    for a, b in zip(source.weights, target.weights, strict=True):
-        if id(a) not in states:
-            b.assign(a)
+    """All weights; Keras does not count states among them."""
+    target.set_weights(source.get_weights())
 
 
 def evaluate(model, text, chunk=CHUNK):
@@ -298,15 +305,15 @@ def evaluate(model, text, chunk=CHUNK):
     steps = math.ceil(length / chunk)
 
     def batch(step):
-        stop = min((step + 1) * chunk, length)
         start = step * chunk
+        stop = min(start + chunk, length)
         return rows[:, start:stop], rows[:, start + 1 : stop + 1]
 
     reset_states(model)
     results = model.evaluate(
         segments_of(batch, steps), verbose=0, return_dict=True
     )
-    return results["nats"]
+    return results["nats"] / (len(rows) * length)
 
 
 class Schedule(keras.callbacks.Callback):
@@ -336,7 +343,8 @@ class Schedule(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         self.step = self.first + batch
-        if self.segments(self.step)[2]:
+        # States are not saved: a checkpoint begins without a past.
+        if batch == 0 or self.segments(self.step)[2]:
             reset_states(self.model)
         rate = self.args.learning_rate * min(1, (self.step + 1) / 200)
         if self.args.schedule == "cosine":
@@ -385,62 +393,63 @@ def dynamic_evaluation(args, model, text, training_text):
         w += -rate * gradient / (r + 1e-5)
              + decay * min(r / mean(r), 1 / decay) * (w_0 - w)
 
-    The weights of `model` are changed for good. Source: arXiv 1709.07432,
-    section 4, with the rate and decay of `args`.
+    where mean(r) is the mean of the means of all weights. The weights of
+    `model` are changed for good. Source: arXiv 1709.07432, with rate and decay
+    of `args`, and the segments of arXiv 1910.06251.
 
     Arguments:
         model: A `twin` with one row.
         text, training_text: Indices (n,).
     """
-    steps = 20
-    weights = [weight.value for weight in model.trainable_variables]
+    weights = model.trainable_variables
+    trained = [tf.constant(weight.numpy()) for weight in weights]
+    roots = [tf.Variable(tf.zeros_like(start)) for start in trained]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    spec = tf.TensorSpec((1, None), "int32")
 
-    @tf.function
-    def step(x, y):
+    def gradients_of(x, y):
         with tf.GradientTape() as tape:
             nats = loss(y, model(x, training=False))
-        gradients = tape.gradient(nats, weights)
+        gradients = tape.gradient(nats, [weight.value for weight in weights])
         return nats, [tf.convert_to_tensor(g) for g in gradients]
 
-    def segments(text):
-        reset_states(model)
-        for start in range(0, len(text) - 1, steps):
-            part = text[None, start : start + steps + 1]
-            yield step(tf.constant(part[:, :-1]), tf.constant(part[:, 1:]))
+    @tf.function(input_signature=[spec, spec])
+    def watch(x, y):
+        nats, gradients = gradients_of(x, y)
+        for root, gradient in zip(roots, gradients, strict=True):
+            root.assign_add(tf.square(gradient))
+        return nats
 
-    squares = [np.zeros(weight.shape, "float32") for weight in weights]
-    count = 0
-    for _, gradients in segments(training_text):
-        count += 1
-        for square, gradient in zip(squares, gradients, strict=True):
-            square += np.square(gradient)
-    roots = [np.sqrt(square / count) for square in squares]
-    mean = np.concatenate([root.ravel() for root in roots]).mean()
-    trained = [weight.numpy() for weight in weights]
-    decays = [
-        np.minimum(args.dynamic_decay * root / mean, 1.0) for root in roots
-    ]
-    rates = [args.dynamic_rate / (root + 1e-5) for root in roots]
-
-    total, read = 0.0, 0
-    for nats, gradients in segments(text):
-        length = min(steps, len(text) - 1 - read)
-        total, read = total + float(nats) * length, read + length
-        for variable, gradient, rate, decay, start in zip(
-            model.trainable_variables,
-            gradients,
-            rates,
-            decays,
-            trained,
-            strict=True,
+    @tf.function(input_signature=[spec, spec])
+    def learn(x, y):
+        nats, gradients = gradients_of(x, y)
+        mean = sum(tf.reduce_mean(root) for root in roots) / len(roots)
+        for weight, gradient, root, start in zip(
+            weights, gradients, roots, trained, strict=True
         ):
-            value = variable.numpy()
-            value += decay * (start - value) - rate * gradient.numpy()
-            if variable.constraint is not None:
-                value = variable.constraint(value)
-            variable.assign(value)
-    return total / read
+            decay = tf.minimum(args.dynamic_decay * root / mean, 1.0)
+            value = weight.value + decay * (start - weight.value)
+            value -= args.dynamic_rate * gradient / (root + 1e-5)
+            if weight.constraint is not None:
+                value = weight.constraint(value)
+            weight.assign(value)
+        return nats
+
+    def read(text, step, size=20):
+        """The sum of the cross entropies, and the number of segments."""
+        reset_states(model)
+        total, count = 0.0, 0
+        for start in range(0, len(text) - 1, size):
+            part = text[None, start : start + size + 1]
+            total += float(step(part[:, :-1], part[:, 1:])) * part[:, 1:].size
+            count += 1
+        return total, count
+
+    _, count = read(training_text, watch)
+    for root in roots:
+        root.assign(tf.sqrt(root / count))
+    total, _ = read(text, learn)
+    return total / (len(text) - 1)
 
 
 def sample(args, model, symbols, count):
@@ -460,7 +469,7 @@ def sample(args, model, symbols, count):
         text.append(symbols[index])
     if args.level == "char":
         return "".join(text).replace("_", " ")
-    return " ".join(text).replace(f" {END} ", END)
+    return " ".join(text).replace(f" {END}", END).replace(f"{END} ", END)
 
 
 def parse(argv):
@@ -476,14 +485,14 @@ def parse(argv):
         ("--blocks", 5, "of --model residual, of two layers each", count(1)),
         ("--growth", 32, "of --model dense", count(1)),
         ("--recurrent-max-abs", 0.99, "of IndRNN, whose states are carried "
-         "for ever; as in 1910.06251", positive),
+         "for ever; as in the authors' code", positive),
         ("--time-steps", 50, "the usual length of a segment", count(1)),
         ("--epochs", 1000, "at most", count(1)),
         ("--epoch-steps", 500, "training steps from one validation to the "
          "next", count(1)),
         ("--patience", 4, "validations without a new best, after which the "
-         "learning rate drops", count(1)),
-        ("--factor", 0.2, "by which it drops", positive),
+         "learning rate drops, of --schedule plateau", count(1)),
+        ("--factor", 0.2, "by which it drops then", positive),
         ("--dynamic-rate", 1e-4, "learning rate of --dynamic", positive),
         ("--dynamic-decay", 0.02, "towards the trained weights", positive),
         ("--sample", 0, "symbols to make up and print at the end", count(0)),
@@ -518,7 +527,7 @@ def parse(argv):
         help="also evaluate while learning from the test text",
     )
     for name, text, kind in (
-        ("units", "in each layer", count(1)),
+        ("units", "in each layer, but those of --model dense", count(1)),
         ("embedding", "size of the vectors of symbols", count(1)),
         ("batch_size", "rows that the text is read in", count(1)),
         ("learning_rate", "of Adam, after 200 steps of warm-up", positive),
@@ -581,7 +590,9 @@ def main(argv=None):
     model = keras.models.load_model(pathlib.Path(args.out) / "best.keras")
     reader = twin(args, len(symbols), 1, source=model)
     best = min(row["val_loss"] for row in history)
-    metrics = {"parameters": model.count_params()}
+    metrics = {
+        "parameters": sum(math.prod(w.shape) for w in model.trainable_weights)
+    }
     for name, nats in (
         ("validation", best),
         ("test", evaluate(reader, texts["test"], 1000)),

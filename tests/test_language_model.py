@@ -1,0 +1,860 @@
+"""The example on Penn Treebank: text, segments, carried states, results."""
+
+import concurrent.futures
+import csv
+import itertools
+import json
+import math
+import pathlib
+import re
+import time
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import experiment
+import language_model as example
+
+WORDS = "the a cat dog saw ate fish bird <unk> N".split()
+V = 9  # symbols of the networks that are not trained
+SMALL = ["--units", "4", "--embedding", "5", "--layers", "1", "--blocks", "1"]
+SMALL += ["--growth", "1", "--block-sizes", "1", "--batch-size", "3"]
+# Few lengths of segments: each one costs a compilation.
+TINY = [*SMALL, "--time-steps", "1", "--epoch-steps", "1"]
+
+
+def write_ptb(path, **texts):
+    """Small files of the right form, or bytes; none where None is given."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 60), ("valid", 25), ("test", 9)):
+        lines = [
+            " ".join(rng.choice(WORDS, rng.integers(3, 8)))
+            for _ in range(count)
+        ]
+        if part == "train":
+            lines.append(" ".join(WORDS))
+        text = texts.get(part, "".join(f" {line} \n" for line in lines))
+        if text is not None:
+            text = text if isinstance(text, bytes) else text.encode()
+            (path / f"ptb.{part}.txt").write_bytes(text)
+    return str(path)
+
+
+@pytest.fixture
+def ptb(tmp_path):
+    (tmp_path / "ptb").mkdir()
+    return ["--data", write_ptb(tmp_path / "ptb")]
+
+
+def parsed(*argv, level="char"):
+    return example.parse(["--data", "-", "--level", level, *SMALL, *argv])
+
+
+def run(argv, capsys):
+    """Exit code and what was printed on stderr."""
+    code = experiment.run(example.main, argv)
+    return code, capsys.readouterr().err
+
+
+def history(out):
+    with open(out / "history.csv", newline="") as file:
+        return [
+            {k: float(v) for k, v in row.items() if k != "seconds"}
+            for row in csv.DictReader(file)
+        ]
+
+
+def result(out):
+    return json.loads((out / "result.json").read_text())
+
+
+def randomise(model, seed=7):
+    """Weights and statistics such that the past matters to the outputs."""
+    rng = np.random.default_rng(seed)
+    for w in model.weights:
+        if w.name == "moving_variance":
+            value = rng.uniform(0.5, 2, w.shape)
+        elif w.name == "recurrent_kernel" and len(w.shape) == 1:
+            value = rng.uniform(0.5, 1, w.shape)
+        else:
+            value = rng.normal(0, 0.5, w.shape)
+        w.assign(value)
+    return model
+
+
+def states(model):
+    return [
+        np.array(state)
+        for layer in example.stateful_layers(model)
+        for state in layer.states
+    ]
+
+
+def text_of(length, seed=0):
+    return np.random.default_rng(seed).integers(0, V, length).astype("int32")
+
+
+def nats(logits, y):
+    """(B, T): the cross entropy of every single symbol."""
+    logits = np.array(logits, "float64")
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return -np.take_along_axis(logits, y[:, :, None], axis=-1)[:, :, 0]
+
+
+@pytest.mark.parametrize(
+    "level, expected",
+    [
+        ("char", list("the_cat_sat\na_mat\n")),
+        ("word", ["the", "cat", "sat", "\n", "a", "mat", "\n"]),
+    ],
+)
+def test_load_text(level, expected, tmp_path):
+    text = " the cat sat \n\n  a  mat\n  \n"
+    parts = {"train": text, "valid": "a mat\n", "test": " the mat"}
+    symbols, texts = example.load_text(write_ptb(tmp_path, **parts), level)
+    assert symbols == sorted(set(expected))
+    assert [symbols[index] for index in texts["train"]] == expected
+    assert all(texts[part].dtype == np.int32 for part in parts)
+    assert [len(texts[part]) for part in ("valid", "test")] == (
+        [6, 8] if level == "char" else [3, 3]
+    )
+    assert symbols[texts["test"][-1]] == example.END
+
+
+@pytest.mark.parametrize(
+    "texts, words",
+    [
+        ({"valid": None}, ["ptb.valid.txt", "No such file"]),
+        ({"train": b"caf\xe9\n"}, ["ptb.train.txt", "utf-8"]),
+        ({"test": ""}, ["ptb.test.txt", "expected words, got none"]),
+        ({"train": "\n  \n"}, ["ptb.train.txt", "expected words, got none"]),
+        ({"valid": "a zebra xyz\n"}, ["ptb.valid.txt", "'xyz', 'zebra'"]),
+        ({"test": "unicorn\n"}, ["ptb.test.txt", "'unicorn'"]),
+    ],
+)
+def test_broken_text_is_one_line(texts, words, tmp_path, capsys):
+    data, out = write_ptb(tmp_path, **texts), tmp_path / "out"
+    argv = ["--level", "word", "--data", data, "--out", str(out)]
+    code, error = run(argv, capsys)
+    assert code == 2 and len(error.splitlines()) == 1
+    for word in ["--data", *words]:
+        assert word in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "level, count, lengths",
+    [
+        ("char", 50, [5_017_482, 393_042, 442_423]),
+        ("word", 10_000, [929_589, 73_760, 82_430]),
+    ],
+)
+def test_real_text(level, count, lengths):
+    path = pathlib.Path(__file__).parents[2] / "shared/data/ptb"
+    if not path.exists():
+        pytest.skip(f"needs the Penn Treebank in {path.name}")
+    symbols, texts = example.load_text(path, level)
+    assert len(symbols) == count
+    assert [len(texts[x]) for x in ("train", "valid", "test")] == lengths
+    assert len(np.unique(texts["train"])) == count
+
+
+def passes(segments, steps):
+    """The passes of so many steps: lists of (start, stop)."""
+    found = []
+    for step in range(steps):
+        start, stop, first = segments(step)
+        if first:
+            found.append([])
+        found[-1].append((start, stop))
+    return found
+
+
+@pytest.mark.parametrize(
+    "length, time_steps", [(3000, 50), (500, 7), (400, 20), (30, 1)]
+)
+def test_segments_cover_the_rows(length, time_steps):
+    unit = max(1, time_steps // 10)
+    most = time_steps + 2 * unit
+    segments = example.Segments(length, time_steps, 1)
+    *whole, _ = passes(segments, 5 * length // time_steps)
+    assert len(whole) >= 3
+    for one in whole:
+        assert 0 <= one[0][0] <= time_steps
+        for (_, stop), (start, _) in itertools.pairwise(one):
+            assert start == stop
+        for start, stop in one:
+            assert unit <= stop - start <= most
+            assert (stop - start) % unit == 0
+        assert length - 1 - most < one[-1][1] <= length - 1
+    if time_steps > 1:
+        assert whole[0] != whole[1] and whole[1] != whole[2]
+
+
+@pytest.mark.parametrize("length", [2, 3, 20, 49, 61, 75])
+def test_segments_of_short_rows(length):
+    segments = example.Segments(length, 50, 1)
+    for step in range(50):
+        start, stop, first = segments(step)
+        assert 0 <= start < stop <= length - 1
+        assert first or start == segments(step - 1)[1]
+
+
+def test_segments_depend_on_entropy_and_step_alone():
+    a, b, c = (example.Segments(900, 20, *x) for x in ([3], [3], [4]))
+    expected = [a(step) for step in range(200)]
+    assert [b(step) for step in reversed(range(200))] == expected[::-1]
+    assert [c(step) for step in range(200)] != expected
+
+
+def test_segments_may_be_asked_for_by_two_threads(monkeypatch):
+    """A dataset reads ahead in a thread while the callback asks as well."""
+    expected = [example.Segments(60, 10, 1)(step) for step in range(60)]
+    one_pass = example.Segments.one_pass
+
+    def slow(self, number):
+        time.sleep(0.002)
+        return one_pass(self, number)
+
+    monkeypatch.setattr(example.Segments, "one_pass", slow)
+    segments = example.Segments(60, 10, 1)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        twice = [step for step in range(60) for _ in range(2)]
+        found = list(threads.map(segments, twice))
+    assert found[::2] == found[1::2] == expected
+
+
+def test_mean_length_of_segments():
+    (one, *_) = passes(example.Segments(200_000, 50, 1), 3500)
+    lengths = np.array([stop - start for start, stop in one])
+    assert 0.95 < lengths.mean() / 50 < 1.0
+    assert 0.02 < (lengths < 38).mean() < 0.09  # one in twenty of about half
+
+
+def test_in_rows():
+    np.testing.assert_array_equal(
+        example.in_rows(np.arange(8), 3), [[0, 1], [2, 3], [4, 5]]
+    )
+
+
+ROWS = 2
+
+
+@pytest.fixture(scope="module", params=["residual", "stacked", "dense", "lstm"])
+def judge(request):
+    args = parsed("--model", request.param)
+    return randomise(example.twin(args, V, ROWS))
+
+
+def test_evaluate_counts_every_symbol_and_carries_states(judge):
+    text = text_of(ROWS * 60 + 1)
+    rows = text[:-1].reshape(ROWS, 60)
+    x, y = rows[:, :-1], rows[:, 1:]
+    example.reset_states(judge)
+    expected = nats(judge(x), y).mean()
+    for chunk in (1, 7, 100):  # 59 steps: the last chunk of 7 is one of 3
+        found = example.evaluate(judge, text, chunk)
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert np.exp(found) == pytest.approx(np.exp(expected), abs=1e-4)
+
+    forgetful = []
+    for start in range(0, 59, 7):
+        part = slice(start, start + 7)
+        example.reset_states(judge)
+        forgetful.append(nats(judge(x[:, part]), y[:, part]))
+    assert abs(np.concatenate(forgetful, axis=1).mean() - expected) > 1e-3
+
+
+def test_evaluate_starts_without_a_past(judge):
+    text = text_of(ROWS * 15)
+    first = example.evaluate(judge, text)
+    assert any(state.any() for state in states(judge))
+    assert example.evaluate(judge, text) == first
+
+
+@pytest.mark.parametrize("model", ["residual", "lstm"])
+def test_copy_weights(model):
+    args = parsed("--model", model)
+    source = randomise(example.build_model(args, V))
+    x = text_of(3 * 11).reshape(3, 11)
+    expected = np.array(source(x))
+    past = states(source)
+    assert all(state.any() for state in past)
+    for rows in (1, 3):
+        target = example.twin(args, V, rows, source=source)
+        assert not any(state.any() for state in states(target))
+        np.testing.assert_allclose(
+            target(x[:rows]), expected[:rows], rtol=1e-4, atol=1e-5
+        )
+    for a, b in zip(past, states(source), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_symbol_dropout_drops_a_symbol_everywhere():
+    layer = example.SymbolDropout(0.25, 200, seed=3)
+    indices = np.random.default_rng(0).integers(0, 200, (8, 500))
+    x = np.random.default_rng(1).normal(size=(8, 500, 3)).astype("float32")
+    factor = np.array(layer([x, indices], training=True)) / x
+    assert factor.shape == x.shape
+    of_symbol = np.full(200, np.nan)
+    of_symbol[indices] = factor[:, :, 0]
+    np.testing.assert_allclose(
+        factor, np.repeat(of_symbol[indices][:, :, None], 3, -1), rtol=1e-5
+    )
+    kept = of_symbol > 0
+    np.testing.assert_allclose(of_symbol[kept], 4 / 3, rtol=1e-5)
+    assert (of_symbol[~kept] == 0).all() and 0.6 < kept.mean() < 0.9
+    again = np.array(layer([x, indices], training=True)) / x
+    assert (again != factor).any()
+
+
+def test_symbol_dropout_rests_in_inference():
+    layer = example.SymbolDropout(0.5, V)
+    x = np.ones((2, 4, 3), "float32")
+    indices = text_of(8).reshape(2, 4)
+    np.testing.assert_array_equal(layer([x, indices]), x)
+    none = example.SymbolDropout(0.0, V)
+    np.testing.assert_array_equal(none([x, indices], training=True), x)
+    config = keras.saving.serialize_keras_object(
+        example.SymbolDropout(0.3, 40, seed=5)
+    )
+    copy = keras.saving.deserialize_keras_object(config)
+    assert (copy.rate, copy.symbols, copy.seed) == (0.3, 40, 5)
+
+
+def test_same_mask_dropout():
+    layer = example.same_mask_dropout(0.5)
+    y = np.array(layer(np.ones((3, 9, 50), "float32"), training=True))
+    np.testing.assert_array_equal(y, np.repeat(y[:, :1], 9, axis=1))
+    assert set(np.unique(y)) == {0.0, 2.0}
+    assert (y[0] != y[1]).any() and (y[1] != y[2]).any()
+
+
+def test_weights_are_tied():
+    model = randomise(example.network(parsed("--model", "stacked"), V, 1))
+    (matrix,) = [w for w in model.weights if set(w.shape) == {V, 5}]
+    symbol = 4
+
+    def logits(x):
+        example.reset_states(model)
+        return np.array(model(np.array([x], "int32")))[0]
+
+    without, with_it = [1, 2, 3], [1, symbol, 3]
+    before = logits(without), logits(with_it)
+    value = np.array(matrix)
+    value[symbol] += 1
+    matrix.assign(value)
+    others = np.arange(V) != symbol
+    changed = logits(without) != before[0]
+    assert changed[:, symbol].all() and not changed[:, others].any()
+    changed = logits(with_it) != before[1]
+    assert not changed[0, others].any() and changed[1:, others].all()
+
+
+@pytest.mark.parametrize("model", ["residual", "stacked", "dense", "lstm"])
+def test_dropout_is_where_it_was_asked_for(model):
+    argv = ["--dropout", "0.5", "--embedding-dropout", "0.1"]
+    args = parsed("--model", model, *argv, "--last-dropout", "0.3")
+
+    def rates(network):
+        for layer in network.layers:
+            if isinstance(layer, keras.Model):
+                yield from rates(layer)
+            elif isinstance(layer, keras.layers.Dropout) and layer.rate:
+                yield round(layer.rate, 3)
+
+    inner = {"residual": [0.5] * 3, "stacked": [0.5], "lstm": [0.5]}
+    inner["dense"] = [0.1, 0.4, 0.5]
+    found = sorted(rates(example.network(args, V, 2)))
+    assert found == sorted([0.1, *inner[model], 0.3])
+
+
+@pytest.mark.parametrize(
+    "losses, patience, count",
+    [
+        ([], 1, 0),
+        ([3, 2, 1], 1, 0),
+        ([3, 3], 1, 1),
+        ([3, 4, 5], 1, 2),
+        ([3, 4, 5], 2, 1),
+        ([3, 4, 2, 3], 2, 0),
+        ([3, 4, 2, 3, 3], 2, 1),
+        ([3, 4, 5, 4, 5], 2, 2),  # better than before is not a new best
+        ([3, 4, 5, 2, 3, 4, 5], 2, 2),
+        ([1, 2, 2, 2, 2, 2, 2, 2, 2], 4, 2),
+        ([1, math.nan, math.nan], 2, 1),
+    ],
+)
+def test_plateaus(losses, patience, count):
+    assert example.plateaus(losses, patience) == count
+
+
+def schedule(args, history=(), segments=lambda step: (0, 1, False)):
+    """A Schedule of a model that only counts how often it was reset."""
+    layer = types.SimpleNamespace(stateful=True, resets=0)
+    layer.reset_state = lambda: setattr(layer, "resets", layer.resets + 1)
+    model = types.SimpleNamespace(
+        layers=[layer],
+        optimizer=types.SimpleNamespace(learning_rate=None),
+        stop_training=False,
+    )
+    callback = example.Schedule(args, list(history), segments, lambda _: 1.5)
+    callback.set_model(model)
+
+    def rate(batch):
+        callback.on_train_batch_begin(batch)
+        return model.optimizer.learning_rate / args.learning_rate
+
+    return callback, model, rate
+
+
+def rows_of(losses, seconds=0.0):
+    return [{"val_loss": loss, "seconds": seconds} for loss in losses]
+
+
+def test_learning_rate_warms_up_and_drops():
+    args = parsed("--epoch-steps", "150", "--patience", "2", "--factor", "0.5")
+    *_, rate = schedule(args)
+    assert [rate(0), rate(99)] == pytest.approx([1 / 200, 0.5])
+    *_, rate = schedule(args, rows_of([3]))
+    assert [rate(0), rate(49), rate(140)] == pytest.approx([151 / 200, 1, 1])
+    for losses, expected in (
+        ([3, 2, 2], 1),
+        ([3, 2, 2, 2], 0.5),
+        ([3, 2, 2, 2, 2, 2, 1], 0.25),
+    ):
+        callback, _, rate = schedule(args, rows_of(losses))
+        assert rate(7) == pytest.approx(expected)
+    logs = {}
+    callback.on_epoch_end(0, logs)
+    assert logs["val_loss"] == 1.5
+    assert logs["learning_rate"] == pytest.approx(args.learning_rate / 4)
+
+
+def test_learning_rate_falls_along_a_cosine():
+    argv = ["--schedule", "cosine", "--epochs", "4", "--epoch-steps", "200"]
+    args = parsed(*argv)
+    *_, rate = schedule(args, rows_of([3, 3]))
+    assert rate(0) == pytest.approx(0.5)
+    *_, rate = schedule(args, rows_of([3, 3, 3]))
+    assert 0 < rate(199) < 1e-5
+
+
+def test_the_time_decides_with_minutes(monkeypatch):
+    now = [100.0]
+    clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(example, "time", clock)
+    args = parsed("--schedule", "cosine", "--minutes", "2")
+    callback, model, rate = schedule(args, rows_of([3], seconds=50.0))
+    now[0] += 10
+    assert rate(0) == pytest.approx(0.5)
+    callback.on_train_batch_end(0)
+    assert not model.stop_training
+    now[0] += 60
+    callback.on_train_batch_end(1)
+    assert model.stop_training
+    assert rate(2) == pytest.approx(0)
+    now[0] += 1000
+    assert rate(3) == pytest.approx(0)
+
+
+def test_states_are_reset_where_a_pass_begins():
+    segments = example.Segments(60, 10, 1)
+    callback, model, rate = schedule(parsed(), segments=segments)
+    resets = []
+    for step in range(40):
+        before = model.layers[0].resets
+        rate(step)
+        resets.append(model.layers[0].resets - before)
+    assert resets == [int(segments(step)[2]) for step in range(40)]
+    assert 5 < sum(resets) < 15
+
+
+def test_training_carries_states():
+    """Of a model that hardly learns: the states are those of one long read."""
+    args = parsed("--model", "stacked", "--learning-rate", "1e-12")
+    rows = text_of(3 * 30).reshape(3, 30)
+    model = randomise(example.build_model(args, V))
+    # The second pass starts with the third step.
+    places = [(0, 4, True), (4, 8, False), (10, 14, True), (14, 18, False)]
+
+    def batch(step):
+        start, stop, _ = places[step]
+        return rows[:, start:stop], rows[:, start + 1 : stop + 1]
+
+    model.fit(
+        example.segments_of(batch, 4),
+        verbose=0,
+        shuffle=False,
+        callbacks=[
+            example.Schedule(args, [], lambda step: places[step], lambda _: 0)
+        ],
+    )
+    found = states(model)
+    for reset_again in (False, True):
+        example.reset_states(model)
+        model(rows[:, 10:14], training=True)
+        if reset_again:
+            example.reset_states(model)
+        model(rows[:, 14:18], training=True)
+        equal = np.allclose(found[0], states(model)[0], rtol=1e-4, atol=1e-6)
+        assert equal != reset_again
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_defaults_depend_on_the_level(level):
+    args = example.parse(["--data", "-", "--level", level])
+    for name, value in example.DEFAULTS[level].items():
+        assert getattr(args, name) == value
+    given = example.parse(
+        ["--data", "-", "--level", level, "--dropout", "0", "--units", "7"]
+    )
+    assert given.dropout == 0 and given.units == 7
+
+
+@pytest.mark.parametrize(
+    "model, level",
+    [
+        ("residual", "char"),
+        ("stacked", "word"),
+        ("dense", "word"),
+        ("lstm", "char"),
+    ],
+)
+def test_it_leaves_its_results(
+    model, level, ptb, tmp_path, monkeypatch, capsys
+):
+    seen = {"evaluate": [], "dynamic_evaluation": [], "sample": []}
+
+    def spy(name, function):
+        def call(*args):
+            seen[name].append((args, function(*args)))
+            return seen[name][-1][1]
+
+        monkeypatch.setattr(example, name, call)
+
+    for name in seen:
+        spy(name, getattr(example, name))
+    out = tmp_path / "out"
+    argv = [*ptb, *TINY, "--model", model, "--level", level, "--epochs", "1"]
+    argv += ["--dropout", "0.1", "--embedding-dropout", "0.1"]
+    argv += ["--sample", "7", "--dynamic", "--out", str(out)]
+    example.main(argv)
+
+    (_, best), ((reader, text, _), test) = seen["evaluate"]
+    ((arguments, dynamic),) = seen["dynamic_evaluation"]
+    metrics = result(out)["metrics"]
+    name, score = {
+        "char": ("bpc", lambda nats: nats / math.log(2)),
+        "word": ("perplexity", math.exp),
+    }[level]
+    assert metrics == {
+        "parameters": sum(np.prod(w.shape) for w in reader.trainable_weights),
+        f"validation_{name}": pytest.approx(score(best)),
+        f"test_{name}": pytest.approx(score(test)),
+        f"dynamic_{name}": pytest.approx(score(dynamic)),
+    }
+    assert history(out)[-1]["val_loss"] == pytest.approx(best)
+    symbols, texts = example.load_text(ptb[1], level)
+    np.testing.assert_array_equal(text, texts["test"])
+    np.testing.assert_array_equal(arguments[2], texts["test"])
+    np.testing.assert_array_equal(arguments[3], texts["train"])
+    assert (out / "curve.png").stat().st_size > 1000
+    assert not list(out.glob("_*"))
+
+    ((arguments, text),) = seen["sample"]
+    assert len(re.findall(r"\S+|\n" if level == "word" else "(?s).", text)) == 7
+    assert text in capsys.readouterr().out
+
+
+def test_sample_is_deterministic_and_follows_the_temperature():
+    args = parsed()
+    symbols = [example.END, *"abcdefg", "_"]
+    reader = randomise(example.twin(parsed("--model", "stacked"), V, 1))
+    text = example.sample(args, reader, symbols, 12)
+    assert len(text) == 12 and set(text) <= {"\n", " ", *"abcdefg"}
+    assert example.sample(args, reader, symbols, 12) == text
+    other = parsed("--seed", "2")
+    assert example.sample(other, reader, symbols, 12) != text
+    # Nearly at 0 it is the likeliest symbol, whatever the seed.
+    cold = [
+        example.sample(
+            parsed("--temperature", "1e-4", "--seed", seed), reader, symbols, 9
+        )
+        for seed in "12"
+    ]
+    example.reset_states(reader)
+    index, likeliest = 0, []
+    for _ in range(9):
+        logits = np.array(reader(np.array([[index]], "int32")))[0, -1]
+        index = int(logits.argmax())
+        likeliest.append(symbols[index])
+    assert cold == ["".join(likeliest).replace("_", " ")] * 2
+
+
+def test_sample_of_words_has_no_spaces_around_line_breaks():
+    script = iter([0, 1, 2, 0, 0, 2, 0])
+
+    class Reader:
+        layers = []
+
+        def predict_on_batch(self, x):
+            logits = np.full((1, 1, 3), -1e3, "float32")
+            logits[0, 0, next(script)] = 0
+            return logits
+
+    args, symbols = parsed(level="word"), [example.END, "one", "two"]
+    text = example.sample(args, Reader(), symbols, 7)
+    assert text == "\none two\n\ntwo\n"
+
+
+def test_the_best_epoch_is_kept(ptb, tmp_path, monkeypatch):
+    losses, seen = iter([2.0, 1.0, 3.0, 1.5]), []
+
+    def evaluate(model, text, chunk=None):
+        seen.append(model.get_weights())
+        return next(losses)
+
+    monkeypatch.setattr(example, "evaluate", evaluate)
+    argv = [*ptb, *TINY, "--level", "char", "--model", "stacked"]
+    argv += ["--epochs", "3", "--out", str(tmp_path)]
+    example.main(argv)
+    assert [row["val_loss"] for row in history(tmp_path)] == [2, 1, 3]
+    first, second, third, tested = seen
+    assert any((a != b).any() for a, b in zip(second, third, strict=True))
+    for a, b in zip(second, tested, strict=True):
+        np.testing.assert_array_equal(a, b)
+    best = keras.models.load_model(tmp_path / "best.keras")
+    for a, b in zip(second, best.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    metrics = result(tmp_path)["metrics"]
+    assert metrics["validation_bpc"] == pytest.approx(1 / math.log(2))
+    assert metrics["test_bpc"] == pytest.approx(1.5 / math.log(2))
+
+
+def test_a_killed_run_resumes_to_the_same_end(ptb, tmp_path, monkeypatch):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    argv = [*ptb, *TINY, "--level", "char", "--model", "stacked"]
+    argv += ["--dropout", "0.3", "--embedding-dropout", "0.2"]
+    argv += ["--last-dropout", "0.3", "--patience", "1", "--epochs", "3"]
+    argv += ["--learning-rate", "0.1", "--epoch-steps", "3", "--out"]
+    example.main([*argv, str(whole)])
+    # No pass ends with an epoch: states are carried from one to the next.
+    _, texts = example.load_text(ptb[1], "char")
+    segments = example.Segments(len(texts["train"]) // 3, 1, 1)
+    assert [segments(step)[2] for step in range(9)] == [True] + [False] * 8
+
+    class Kill(BaseException):
+        pass
+
+    save, saved = experiment._save, []
+
+    def save_once(model, path):
+        if path.name == "checkpoint.keras":
+            if saved:
+                raise Kill
+            saved.append(path)
+        save(model, path)
+
+    monkeypatch.setattr(experiment, "_save", save_once)
+    with pytest.raises(Kill):
+        example.main([*argv, str(killed)])
+    # History and best.keras are ahead of the checkpoint: the worst moment.
+    assert len(history(killed)) == 2
+    monkeypatch.setattr(experiment, "_save", save)
+    example.main([*argv, str(killed), "--resume"])
+    assert history(killed) == history(whole)
+    for name in ("checkpoint.keras", "best.keras"):
+        a, b = (keras.models.load_model(x / name) for x in (killed, whole))
+        for v, w in zip(
+            a.weights + a.optimizer.variables,
+            b.weights + b.optimizer.variables,
+            strict=True,
+        ):
+            np.testing.assert_array_equal(v, w)
+    assert result(killed)["metrics"] == result(whole)["metrics"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The arguments of a run that its time has ended, and its results."""
+    path = tmp_path_factory.mktemp("finished")
+    argv = ["--data", write_ptb(path), *TINY, "--level", "word"]
+    argv += ["--model", "stacked", "--minutes", "0.002"]
+    argv += ["--schedule", "cosine", "--out", str(path / "out")]
+    example.main(argv)
+    return argv, path / "out"
+
+
+@pytest.mark.parametrize("more", [[], ["--sample", "5"]])
+def test_resuming_a_finished_run_trains_no_further(finished, more, capsys):
+    argv, out = finished
+    before = result(out)
+    checkpoint = (out / "checkpoint.keras").read_bytes()
+    rows = history(out)
+    assert len(rows) == 1 and rows[0]["steps"] == 1 == before["steps"]
+    code, error = run([*argv, "--resume", *more], capsys)
+    assert not code, error
+    assert history(out) == rows
+    assert (out / "checkpoint.keras").read_bytes() == checkpoint
+    after = result(out)
+    for name in ("metrics", "steps", "seconds"):
+        assert after[name] == before[name]
+
+
+def reader(*argv):
+    """A network with one row that starts at the bound of its weights."""
+    args = parsed("--model", "stacked", *argv)
+    model = randomise(example.twin(args, V, 1))
+    for layer in example.stateful_layers(model):
+        layer.cell.recurrent_kernel.assign([args.recurrent_max_abs] * 4)
+    return args, model
+
+
+def test_dynamic_evaluation_at_rate_zero_is_static():
+    args, model = reader("--dynamic-rate", "1e-12", "--dynamic-decay", "0.3")
+    text = text_of(75)
+    expected = example.evaluate(model, text)
+    before = model.get_weights()
+    found = example.dynamic_evaluation(args, model, text, text_of(90, 1))
+    assert found == pytest.approx(expected, abs=1e-5)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_dynamic_evaluation_learns_what_is_repeated():
+    args, model = reader("--dynamic-rate", "0.003")
+    text = np.tile(np.array([1, 5, 2, 2, 7, 3, 8], "int32"), 60)
+    static = example.evaluate(model, text)
+    before = model.get_weights()
+    found = example.dynamic_evaluation(args, model, text, text_of(200))
+    assert found < static - 0.5
+    kernels = [
+        np.array(layer.cell.recurrent_kernel)
+        for layer in example.stateful_layers(model)
+    ]
+    bound = np.float32(args.recurrent_max_abs)
+    assert max(abs(u).max() for u in kernels) == bound
+    trained = {id(w) for w in model.trainable_weights}
+    for w, old in zip(model.weights, before, strict=True):
+        assert (np.array(w) != old).any() == (id(w) in trained)
+
+
+def test_dynamic_evaluation_equals_its_formula():
+    rate, decay = 1e-3, 0.4  # beyond the clip for some weights
+    argv = ["--dynamic-rate", str(rate), "--dynamic-decay", str(decay)]
+    args, model = reader(*argv)
+    text, training_text = text_of(55), text_of(70, 1)
+    weights = [w.value for w in model.trainable_weights]
+    start = [w.numpy() for w in weights]
+
+    def segments(text):
+        example.reset_states(model)
+        for first in range(0, len(text) - 1, 20):
+            x, y = text[:-1][first:][:20], text[1:][first:][:20]
+            with tf.GradientTape() as tape:
+                scores = model(x[None])
+                losses = keras.ops.sparse_categorical_crossentropy(
+                    y[None], scores, from_logits=True
+                )
+                loss = keras.ops.mean(losses)
+            gradients = tape.gradient(loss, weights)
+            yield losses, [np.array(tf.convert_to_tensor(g)) for g in gradients]
+
+    squares = [
+        np.square(gradients)
+        for gradients in zip(
+            *(gradients for _, gradients in segments(training_text)),
+            strict=True,
+        )
+    ]
+    roots = [np.sqrt(square.mean(axis=0)) for square in squares]
+    mean = np.mean([r.mean() for r in roots])
+    assert any((decay * r / mean > 1).any() for r in roots)
+    losses, beyond, bound = [], 0, args.recurrent_max_abs
+    for of_segment, gradients in segments(text):
+        losses += list(np.array(of_segment)[0])
+        for w, g, r, w0 in zip(weights, gradients, roots, start, strict=True):
+            value = w.numpy() - rate * g / (r + 1e-5)
+            pull = np.minimum(r / mean, 1 / decay)
+            value += decay * pull * (w0 - w.numpy())
+            if "recurrent_kernel" in w.name:
+                beyond += (abs(value) > bound).sum()
+                value = np.clip(value, -bound, bound)
+            w.assign(value)
+    expected = [w.numpy() for w in weights]
+    for w, value in zip(weights, start, strict=True):
+        w.assign(value)
+    found = example.dynamic_evaluation(args, model, text, training_text)
+    assert len(losses) == 54 and beyond
+    assert found == pytest.approx(np.mean(losses), abs=1e-5)
+    for w, value in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(w.numpy(), value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "argv, word",
+    [
+        (["--dropout", "1.0"], "--dropout must be in [0, 1), got 1.0"),
+        (["--embedding-dropout", "-0.1"], "--embedding-dropout"),
+        (["--last-dropout", "nan"], "--last-dropout"),
+        (["--minutes", "0"], "positive, got 0"),
+        (["--time-steps", "0"], "at least 1, got 0"),
+        (["--block-sizes", "2", "0"], "at least 1, got 0"),
+        (["--temperature", "inf"], "positive, got inf"),
+        (["--schedule", "linear"], "schedule"),
+        (["--level", "byte"], "level"),
+    ],
+)
+def test_bad_arguments(argv, word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        example.main(["--data", "-", "--level", "char", *argv])
+    assert stop.value.code == 2 and word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["--data", "--level"])
+def test_what_must_be_given(missing, capsys):
+    given = {"--data": "-", "--level": "char"}
+    del given[missing]
+    with pytest.raises(SystemExit) as stop:
+        example.main([*itertools.chain(*given.items())])
+    assert stop.value.code == 2 and missing in capsys.readouterr().err
+
+
+def test_missing_data_is_one_line(tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["--data", str(tmp_path / "none"), "--level", "char"]
+    code, error = run([*argv, "--out", str(out)], capsys)
+    assert code == 2 and len(error.splitlines()) == 1
+    assert "--data" in error and "No such file" in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "argv, texts",
+    [
+        (["--batch-size", "1000"], {}),
+        ([], {"valid": "the cat saw\n"}),
+    ],
+)
+def test_too_little_text_is_one_line(argv, texts, tmp_path, capsys):
+    data, out = write_ptb(tmp_path, **texts), tmp_path / "out"
+    argv = ["--data", data, "--level", "word", *argv, "--out", str(out)]
+    code, error = run(argv, capsys)
+    assert code == 2 and len(error.splitlines()) == 1
+    assert "--data" in error and "batch" in error
+    assert not out.exists()
+
+
+def test_help_states_defaults(capsys):
+    with pytest.raises(SystemExit) as stop:
+        example.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name in vars(example.parse(["--data", "-", "--level", "char"])):
+        assert "--" + name.replace("_", "-") in text
+    assert text.count("default:") >= 20
