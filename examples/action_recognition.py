@@ -130,12 +130,7 @@ def build_model(args, inputs, steps):
     warmup = steps // 10
     model.compile(
         keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(
-                0.0,
-                steps - warmup,
-                warmup_target=args.learning_rate,
-                warmup_steps=warmup,
-            ),
+            experiment.cosine(args.learning_rate, steps, warmup),
             global_clipnorm=1.0,
         ),
         keras.losses.CategoricalCrossentropy(

@@ -142,6 +142,16 @@ def jit_compile(args):
     return args.model not in BASELINES
 
 
+def cosine(learning_rate, steps, warmup):
+    """A schedule: up to `learning_rate` in `warmup` steps, then to 0."""
+    return keras.optimizers.schedules.CosineDecay(
+        0.0,
+        steps - warmup,
+        warmup_target=learning_rate,
+        warmup_steps=warmup,
+    )
+
+
 def count(minimum):
     """An argparse type: an integer of at least `minimum`."""
 

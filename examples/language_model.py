@@ -32,19 +32,19 @@ VALIDATION_ROWS, CHUNK = 10, 100
 # What depends on --level.
 DEFAULTS = {
     "char": {
-        "units": 256,
+        "units": 450,
         "embedding": 128,
         "batch_size": 32,
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "dropout": 0.0,
         "embedding_dropout": 0.0,
         "last_dropout": 0.0,
     },
     "word": {
-        "units": 256,
-        "embedding": 256,
+        "units": 400,
+        "embedding": 200,
         "batch_size": 32,
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "dropout": 0.2,
         "embedding_dropout": 0.1,
         "last_dropout": 0.4,
@@ -473,7 +473,7 @@ def sample(args, model, symbols, count):
 
 
 def parse(argv):
-    models = ("residual", "stacked", "dense")
+    models = ("stacked", "residual", "dense")
     parser = experiment.parser(__doc__, "language_model", models)
     count, positive = experiment.count, experiment.positive
     parser.add_argument("--level", choices=DEFAULTS, required=True)
@@ -481,7 +481,7 @@ def parse(argv):
         "--data", metavar="DIR", required=True, help="of ptb.train.txt, ..."
     )
     for flag, default, text, kind in (
-        ("--layers", 2, "of --model stacked, lstm, gru and rnn", count(1)),
+        ("--layers", 4, "of --model stacked, lstm, gru and rnn", count(1)),
         ("--blocks", 5, "of --model residual, of two layers each", count(1)),
         ("--growth", 32, "of --model dense", count(1)),
         ("--recurrent-max-abs", 0.99, "of IndRNN, whose states are carried "

@@ -96,12 +96,7 @@ def build_model(args, steps):
     warmup = min(500, steps // 2)
     model.compile(
         keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(
-                0.0,
-                steps - warmup,
-                warmup_target=args.learning_rate,
-                warmup_steps=warmup,
-            ),
+            experiment.cosine(args.learning_rate, steps, warmup),
             global_clipnorm=1.0,
         ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -11,6 +11,7 @@ import pytest
 import action_recognition as example
 import experiment
 import skeletons
+from runs import history, run
 from skeletons import MSR, NTU
 
 NAME = "S001C002P003R001A004"
@@ -86,12 +87,6 @@ def write_ntu(folder, names=(NAME,)):
     return folder
 
 
-def run(argv, capsys):
-    """Exit code and what was printed on stderr."""
-    code = experiment.run(example.main, [str(word) for word in argv])
-    return code, capsys.readouterr().err
-
-
 def turned(joints, angle):
     cos, sin = np.cos(angle), np.sin(angle)
     return joints @ np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
@@ -137,7 +132,9 @@ MEMBER = "a01_s02_e01_skeleton3D"
 )
 def test_broken_msr_is_one_line(texts, words, tmp_path, capsys):
     path = write_msr(tmp_path / "msr.zip", **texts)
-    code, error = run(["--data", path, "--out", tmp_path / "out"], capsys)
+    code, error = run(
+        example, ["--data", path, "--out", tmp_path / "out"], capsys
+    )
     assert code == 2 and len(error.splitlines()) == 1
     for word in ["msr.zip", *words]:
         assert word in error
@@ -154,7 +151,9 @@ def test_broken_zip_is_one_line(content, tmp_path, capsys):
         whole = path.read_bytes()
         half = whole.replace(b"a01_s03_e01\n", b"a01_s03_e02\n")
         path.write_bytes(whole[:3000] if content == "truncated" else half)
-    code, error = run(["--data", path, "--out", tmp_path / "out"], capsys)
+    code, error = run(
+        example, ["--data", path, "--out", tmp_path / "out"], capsys
+    )
     assert code == 2 and len(error.splitlines()) == 1
     assert "msr.zip" in error and not (tmp_path / "out").exists()
 
@@ -171,14 +170,14 @@ def test_broken_zip_is_one_line(content, tmp_path, capsys):
 def test_an_empty_part(subjects, argv, word, tmp_path, capsys):
     path = write_msr(tmp_path / "msr.zip", msr_names(subjects=subjects))
     argv = ["--data", path, "--out", tmp_path / "out", *argv]
-    code, error = run(argv, capsys)
+    code, error = run(example, argv, capsys)
     assert code == 2 and len(error.splitlines()) == 1
     assert word in error and "got none" in error
 
 
 def test_hold_out_is_of_the_training_part(tmp_path, capsys):
     argv = ["--data", write_msr(tmp_path / "msr.zip"), "--hold-out", "2"]
-    code, error = run([*argv, "--out", tmp_path / "out"], capsys)
+    code, error = run(example, [*argv, "--out", tmp_path / "out"], capsys)
     assert code == 2 and len(error.splitlines()) == 1
     assert "--hold-out" in error and "got 2" in error
     assert not (tmp_path / "out").exists()
@@ -278,7 +277,7 @@ def test_broken_skeleton_is_one_line(text, words, tmp_path, capsys):
     folder = write_ntu(tmp_path / "ntu")
     text = text.encode() if isinstance(text, str) else text
     (folder / f"{NAME}.skeleton").write_bytes(text)
-    code, error = run(["--dataset", "ntu", "--data", folder], capsys)
+    code, error = run(example, ["--dataset", "ntu", "--data", folder], capsys)
     assert code == 2 and len(error.splitlines()) == 1
     for word in [f"{NAME}.skeleton", *words]:
         assert word in error
@@ -305,7 +304,7 @@ def test_broken_folder_is_one_line(names, missing, words, tmp_path, capsys):
         argv += ["--missing", tmp_path / "missing.txt"]
     if missing:
         (tmp_path / "missing.txt").write_text(missing)
-    code, error = run(argv, capsys)
+    code, error = run(example, argv, capsys)
     assert code == 2 and len(error.splitlines()) == 1
     for word in words:
         assert word in error
@@ -476,11 +475,6 @@ def test_crops_are_averaged():
 SMALL = ["--units", "4", "--layers", "2", "--frames", "5", "--epochs", "2"]
 SMALL += ["--passes", "2", "--batch-size", "4", "--test-crops", "2"]
 SMALL += ["--blocks", "1", "--growth", "2", "--block-sizes", "2", "1"]
-
-
-def history(out):
-    lines = (out / "history.csv").read_text().splitlines()
-    return [line.split(",")[:2] + line.split(",")[3:] for line in lines]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The examples: their data, their files, resuming, and their errors."""
 
-import csv
 import json
 import pathlib
 
@@ -15,6 +14,7 @@ import draw_dilated_rnn
 import draw_gradients
 import experiment
 import sequential_mnist
+from runs import history, run
 
 
 def write_mnist(path, count=48, **changes):
@@ -28,20 +28,6 @@ def write_mnist(path, count=48, **changes):
         arrays[f"y_{part}"] = y.astype("uint8")
     np.savez(path, **{**arrays, **changes})
     return str(path)
-
-
-def run(example, argv, capsys):
-    """Exit code and what was printed on stderr."""
-    code = experiment.run(example.main, argv)
-    return code, capsys.readouterr().err
-
-
-def history(out):
-    with open(out / "history.csv", newline="") as file:
-        return [
-            {k: float(v) for k, v in row.items() if k != "seconds"}
-            for row in csv.DictReader(file)
-        ]
 
 
 def weights(out):

@@ -1,7 +1,6 @@
 """The example on Penn Treebank: text, segments, carried states, results."""
 
 import concurrent.futures
-import csv
 import itertools
 import json
 import math
@@ -17,6 +16,7 @@ import tensorflow as tf
 
 import experiment
 import language_model as example
+from runs import history, run
 
 WORDS = "the a cat dog saw ate fish bird <unk> N".split()
 V = 9  # symbols of the networks that are not trained
@@ -51,20 +51,6 @@ def ptb(tmp_path):
 
 def parsed(*argv, level="char"):
     return example.parse(["--data", "-", "--level", level, *SMALL, *argv])
-
-
-def run(argv, capsys):
-    """Exit code and what was printed on stderr."""
-    code = experiment.run(example.main, argv)
-    return code, capsys.readouterr().err
-
-
-def history(out):
-    with open(out / "history.csv", newline="") as file:
-        return [
-            {k: float(v) for k, v in row.items() if k != "seconds"}
-            for row in csv.DictReader(file)
-        ]
 
 
 def result(out):
@@ -139,7 +125,7 @@ def test_load_text(level, expected, tmp_path):
 def test_broken_text_is_one_line(texts, words, tmp_path, capsys):
     data, out = write_ptb(tmp_path, **texts), tmp_path / "out"
     argv = ["--level", "word", "--data", data, "--out", str(out)]
-    code, error = run(argv, capsys)
+    code, error = run(example, argv, capsys)
     assert code == 2 and len(error.splitlines()) == 1
     for word in ["--data", *words]:
         assert word in error
@@ -697,7 +683,7 @@ def test_resuming_a_finished_run_trains_no_further(finished, more, capsys):
     checkpoint = (out / "checkpoint.keras").read_bytes()
     rows = history(out)
     assert len(rows) == 1 and rows[0]["steps"] == 1 == before["steps"]
-    code, error = run([*argv, "--resume", *more], capsys)
+    code, error = run(example, [*argv, "--resume", *more], capsys)
     assert not code, error
     assert history(out) == rows
     assert (out / "checkpoint.keras").read_bytes() == checkpoint
@@ -828,7 +814,7 @@ def test_what_must_be_given(missing, capsys):
 def test_missing_data_is_one_line(tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["--data", str(tmp_path / "none"), "--level", "char"]
-    code, error = run([*argv, "--out", str(out)], capsys)
+    code, error = run(example, [*argv, "--out", str(out)], capsys)
     assert code == 2 and len(error.splitlines()) == 1
     assert "--data" in error and "No such file" in error
     assert not out.exists()
@@ -844,7 +830,7 @@ def test_missing_data_is_one_line(tmp_path, capsys):
 def test_too_little_text_is_one_line(argv, texts, tmp_path, capsys):
     data, out = write_ptb(tmp_path, **texts), tmp_path / "out"
     argv = ["--data", data, "--level", "word", *argv, "--out", str(out)]
-    code, error = run(argv, capsys)
+    code, error = run(example, argv, capsys)
     assert code == 2 and len(error.splitlines()) == 1
     assert "--data" in error and "batch" in error
     assert not out.exists()
