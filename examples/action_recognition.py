@@ -258,20 +258,10 @@ def parse(argv):
             metavar="N",
             help=f"{text} (default: {msr}; ntu: {ntu})",
         )
-    for flag, default, text in (
-        ("--blocks", 5, "of --model residual; as in 1910.06251"),
-        ("--growth", 48, "of --model dense; as in 1910.06251"),
-        ("--test-crops", 10, "whose probabilities are averaged"),
-    ):
-        experiment.option(parser, flag, default, text, type=count)
-    experiment.option(
-        parser,
-        "--block-sizes",
-        [8, 6, 4],
-        "layers in the blocks of --model dense; as in 1910.06251",
-        type=count,
-        nargs="+",
-    )
+    text = "whose probabilities are averaged"
+    experiment.option(parser, "--test-crops", 10, text, type=count)
+    # As in arXiv 1910.06251.
+    experiment.add_deep(parser, growth=48, block_sizes=[8, 6, 4])
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.dataset].items():
         if getattr(args, name) is None:

@@ -44,11 +44,6 @@ BASELINES = {
 }
 
 
-# What a resumed run may be given anew: it does not touch the training.
-MAY_CHANGE = {"resume", "out", "data", "sample", "temperature"}
-MAY_CHANGE |= {"dynamic", "dynamic_rate", "dynamic_decay"}
-
-
 # What a dilated network may be made of.
 CELLS = {**BASELINES, "indrnn": IndRNN}
 
@@ -104,6 +99,16 @@ def add_dilated(parser, hidden):
         type=count(1),
         nargs="+",
     )
+
+
+def add_deep(parser, growth, block_sizes):
+    """Add --blocks, --growth and --block-sizes: residual and dense networks."""
+    text = "of --model residual; as in 1910.06251"
+    option(parser, "--blocks", 5, text, type=count(1))
+    text = "features that each layer of --model dense adds"
+    option(parser, "--growth", growth, text, type=count(1))
+    text = "layers in the blocks of --model dense"
+    option(parser, "--block-sizes", block_sizes, text, type=count(1), nargs="+")
 
 
 def hidden_structs(args):
@@ -221,6 +226,7 @@ def train(
     enough=lambda history: False,
     best=None,
     dataset=Batches,
+    afterwards=(),
     **fit_options,
 ):
     """Train for `args.epochs` epochs; leave a checkpoint after each.
@@ -239,13 +245,17 @@ def train(
         best: A column of the history: the model for which it was lowest is
             left in best.keras.
         dataset: (batch(step), steps) -> what `keras.Model.fit` takes.
+        afterwards: Names of arguments that do not touch the training, so that
+            a resumed run may be given others.
         **fit_options: Passed to `keras.Model.fit`.
 
     Returns:
         The model, and its history: a list with one dict for each epoch.
     """
     out = pathlib.Path(args.out)
-    model, history = _resume(out, vars(args)) if args.resume else (None, [])
+    model, history = None, []
+    if args.resume:
+        model, history = _resume(out, vars(args), afterwards)
     if model is None:
         keras.utils.set_random_seed(args.seed)
         model = build()
@@ -345,7 +355,7 @@ def save_figure(figure, path):
     print(path)
 
 
-def _resume(out, arguments):
+def _resume(out, arguments, afterwards):
     """The checkpointed model and its history, or (None, []) without one."""
     checkpoint = out / "checkpoint.keras"
     if not checkpoint.exists():
@@ -365,7 +375,8 @@ def _resume(out, arguments):
     changed = [
         f"{name} was {started.get(name)}, is {value}"
         for name, value in arguments.items()
-        if name not in MAY_CHANGE and started.get(name) != value
+        if name not in ("resume", "out", "data", *afterwards)
+        and started.get(name) != value
     ]
     if changed:
         raise UserError(

@@ -29,6 +29,10 @@ from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 
 END = "\n"  # of a sentence: a symbol of its own at both levels
 VALIDATION_ROWS, CHUNK = 10, 100
+# Arguments of what is done with a trained model.
+AFTERWARDS = (
+    "sample", "temperature", "dynamic", "dynamic_rate", "dynamic_decay"
+)  # fmt: skip
 # What depends on --level.
 DEFAULTS = {
     "char": {
@@ -423,7 +427,6 @@ def dynamic_evaluation(args, model, text, training_text):
     @tf.function(input_signature=[spec, spec])
     def learn(x, y):
         nats, gradients = gradients_of(x, y)
-        mean = sum(tf.reduce_mean(root) for root in roots) / len(roots)
         for weight, gradient, root, start in zip(
             weights, gradients, roots, trained, strict=True
         ):
@@ -448,6 +451,7 @@ def dynamic_evaluation(args, model, text, training_text):
     _, count = read(training_text, watch)
     for root in roots:
         root.assign(tf.sqrt(root / count))
+    mean = sum(tf.reduce_mean(root) for root in roots) / len(roots)
     total, _ = read(text, learn)
     return total / (len(text) - 1)
 
@@ -482,8 +486,6 @@ def parse(argv):
     )
     for flag, default, text, kind in (
         ("--layers", 4, "of --model stacked, lstm, gru and rnn", count(1)),
-        ("--blocks", 5, "of --model residual, of two layers each", count(1)),
-        ("--growth", 32, "of --model dense", count(1)),
         ("--recurrent-max-abs", 0.99, "of IndRNN, whose states are carried "
          "for ever; as in the authors' code", positive),
         ("--time-steps", 50, "the usual length of a segment", count(1)),
@@ -499,14 +501,7 @@ def parse(argv):
         ("--temperature", 1.0, "of --sample", positive),
     ):  # fmt: skip
         experiment.option(parser, flag, default, text, type=kind)
-    experiment.option(
-        parser,
-        "--block-sizes",
-        [3, 3, 3],
-        "layers in the blocks of --model dense",
-        type=count(1),
-        nargs="+",
-    )
+    experiment.add_deep(parser, growth=32, block_sizes=[3, 3, 3])
     experiment.option(
         parser,
         "--schedule",
@@ -586,6 +581,7 @@ def main(argv=None):
         enough,
         best="val_loss",
         dataset=segments_of,
+        afterwards=AFTERWARDS,
     )
     model = keras.models.load_model(pathlib.Path(args.out) / "best.keras")
     reader = twin(args, len(symbols), 1, source=model)

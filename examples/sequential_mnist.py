@@ -179,8 +179,6 @@ def parse(argv):
     for flag, default, text, kind in (
         ("--layers", 6, "of plain networks; as in 1803.04831", count),
         ("--units", 128, "in each of the layers, as in the papers", count),
-        ("--blocks", 5, "of --model residual; as in 1910.06251", count),
-        ("--growth", 16, "of --model dense; as in 1910.06251", count),
         (
             "--pad-noise",
             TIME_STEPS,
@@ -189,14 +187,8 @@ def parse(argv):
         ),
     ):
         experiment.option(parser, flag, default, text, type=kind)
-    experiment.option(
-        parser,
-        "--block-sizes",
-        [8, 6, 4],
-        "layers in the blocks of --model dense; as in 1910.06251",
-        type=count,
-        nargs="+",
-    )
+    # As in arXiv 1910.06251.
+    experiment.add_deep(parser, growth=16, block_sizes=[8, 6, 4])
     experiment.add_dilated(parser, hidden=20)
     for name, text, kind in (
         ("epochs", "passes over the 57,000 digits for training", count),
