@@ -41,9 +41,11 @@ def stacked_ind_rnn(
             activation: Of the recurrences. Default: "relu".
             recurrent_max_abs: The bound of |u|, or "auto" for 2^(1/T), 1.0 if
                 T is None, or None for no bound. Default: "auto".
+            recurrent_initializer: Of recurrent weights. Default: None,
+                uniform over [0, bound] (no bound counts as 1).
             long_memory: Whether the recurrent weights of the last layer start
                 near 1, uniform over [1 / bound, bound], rather than as all
-                others over [0, bound] (no bound counts as 1). Default: False.
+                others. Default: False.
             batch_normalization: "after" or "before" the activation, or None.
                 Default: "after".
             max_steps: With a number, statistics belong to time steps, counted
@@ -217,6 +219,7 @@ class _Network:
         default_name,
         activation="relu",
         recurrent_max_abs="auto",
+        recurrent_initializer=None,
         long_memory=False,
         batch_normalization="after",
         max_steps=None,
@@ -257,11 +260,14 @@ class _Network:
         if recurrent_max_abs is not None:
             recurrent_max_abs = _number("recurrent_max_abs", recurrent_max_abs)
         _check_known(
-            keras.initializers.get, kernel_initializer=kernel_initializer
+            keras.initializers.get,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
         )
         self.name = name or default_name
         self.activation = activation
         self.recurrent_max_abs = recurrent_max_abs
+        self.recurrent_initializer = recurrent_initializer
         self.long_memory = long_memory
         self.batch_normalization = batch_normalization
         self.max_steps = max_steps
@@ -274,13 +280,9 @@ class _Network:
 
     def dense(self, x, units):
         decay = self.weight_decay
-        initializer = self.kernel_initializer
-        if isinstance(initializer, keras.initializers.Initializer):
-            # One instance gives all kernels of a shape the same values.
-            initializer = initializer.clone()
         return keras.layers.Dense(
             units,
-            kernel_initializer=initializer,
+            kernel_initializer=_clone(self.kernel_initializer),
             kernel_regularizer=keras.regularizers.L2(decay / 2)
             if decay
             else None,
@@ -291,16 +293,19 @@ class _Network:
             x = self.normalize(x)
         bound = self.recurrent_max_abs
         bound = 1.0 if bound is None else bound
-        near_one = last and self.long_memory and bound > 0
-        lowest = min(1 / bound, bound) if near_one else 0.0
+        uniform = keras.initializers.RandomUniform
+        if last and self.long_memory and bound > 0:
+            initializer = uniform(min(1 / bound, bound), bound)
+        elif self.recurrent_initializer is None:
+            initializer = uniform(0.0, bound)
+        else:
+            initializer = _clone(self.recurrent_initializer)
         x = IndRNN(
             x.shape[-1],
             activation=self.activation,
             use_kernel=False,
             use_bias=False,
-            recurrent_initializer=keras.initializers.RandomUniform(
-                lowest, bound
-            ),
+            recurrent_initializer=initializer,
             recurrent_regularizer=self.recurrent_regularizer,
             recurrent_max_abs=self.recurrent_max_abs,
             return_sequences=True,
@@ -326,6 +331,13 @@ class _Network:
             num_outputs = _integer("num_outputs", num_outputs, minimum=1)
             x = self.dense(x, num_outputs)
         return keras.Model(self.input, x, name=self.name)
+
+
+def _clone(initializer):
+    """One instance would give all weights of a shape the same values."""
+    if isinstance(initializer, keras.initializers.Initializer):
+        return initializer.clone()
+    return initializer
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")

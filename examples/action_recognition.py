@@ -166,7 +166,7 @@ def probabilities(model, joints, args):
             rng = np.random.default_rng([args.seed, 1, number, step])
             return (inputs(joints, rows, args, rng),)
 
-        batches = experiment.Batches(batch, -(-count // size))
+        batches = experiment.batches(batch, -(-count // size))
         logits = model.predict(batches, verbose=0)[:count].astype(float)
         each = np.exp(logits - logits.max(axis=-1, keepdims=True))
         result = result + each / each.sum(axis=-1, keepdims=True)

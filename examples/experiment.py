@@ -24,6 +24,7 @@ import zipfile
 import keras
 import matplotlib
 import numpy as np
+import tensorflow as tf
 
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
@@ -203,18 +204,25 @@ def shuffled(count, batch_size, *entropy):
     return rows
 
 
-class Batches(keras.utils.PyDataset):
-    """Batches 0 ... steps - 1 of one epoch: `batch(step)` makes each."""
+def batches(batch, steps, free=()):
+    """A dataset of `batch(0)` ... `batch(steps - 1)`, tuples of arrays.
 
-    def __init__(self, batch, steps):
-        super().__init__()
-        self.batch, self.steps = batch, steps
-
-    def __len__(self):
-        return self.steps
-
-    def __getitem__(self, step):
-        return self.batch(step)
+    `free` are the axes in which their shapes may differ.
+    """
+    signature = tuple(
+        tf.TensorSpec(
+            [None if i in free else n for i, n in enumerate(x.shape)], x.dtype
+        )
+        for x in batch(0)
+    )
+    dataset = tf.data.Dataset.from_generator(
+        lambda: map(batch, range(steps)), output_signature=signature
+    ).apply(tf.data.experimental.assert_cardinality(steps))
+    # There is nothing to tune, and at the end of each epoch Keras would wait
+    # for the tuning thread to wake up, for up to a minute.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options).prefetch(2)
 
 
 def train(
@@ -225,7 +233,7 @@ def train(
     callbacks=lambda history: [],
     enough=lambda history: False,
     best=None,
-    dataset=Batches,
+    free=(),
     afterwards=(),
     **fit_options,
 ):
@@ -244,7 +252,7 @@ def train(
         enough: history -> whether to stop here.
         best: A column of the history: the model for which it was lowest is
             left in best.keras.
-        dataset: (batch(step), steps) -> what `keras.Model.fit` takes.
+        free: The axes in which the shapes of batches may differ.
         afterwards: Names of arguments that do not touch the training, so that
             a resumed run may be given others.
         **fit_options: Passed to `keras.Model.fit`.
@@ -271,7 +279,7 @@ def train(
         start = time.perf_counter()
         _seed(model, [args.seed, epoch])
         logs = model.fit(
-            dataset(lambda step, epoch=epoch: batch(epoch, step), steps),
+            batches(functools.partial(batch, epoch), steps, free),
             initial_epoch=epoch,
             epochs=epoch + 1,
             shuffle=False,

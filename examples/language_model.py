@@ -104,14 +104,6 @@ def in_rows(text, count):
     return text[: length * count].reshape(count, length)
 
 
-def segments_of(batch, steps):
-    """A dataset of the pairs `batch(0)` ..., whose lengths may differ."""
-    spec = tf.TensorSpec((len(batch(0)[0]), None), "int32")
-    return tf.data.Dataset.from_generator(
-        lambda: map(batch, range(steps)), output_signature=(spec, spec)
-    ).apply(tf.data.experimental.assert_cardinality(steps))
-
-
 class Segments:
     """Where each training step begins and ends in rows of a given length.
 
@@ -315,7 +307,7 @@ def evaluate(model, text, chunk=CHUNK):
 
     reset_states(model)
     results = model.evaluate(
-        segments_of(batch, steps), verbose=0, return_dict=True
+        experiment.batches(batch, steps, free=[1]), verbose=0, return_dict=True
     )
     return results["nats"] / (len(rows) * length)
 
@@ -580,7 +572,7 @@ def main(argv=None):
         lambda history: [Schedule(args, history, segments, validate)],
         enough,
         best="val_loss",
-        dataset=segments_of,
+        free=[1],  # time
         afterwards=AFTERWARDS,
     )
     model = keras.models.load_model(pathlib.Path(args.out) / "best.keras")

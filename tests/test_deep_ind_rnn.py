@@ -230,11 +230,34 @@ def test_initial_recurrent_weights(network, long_memory, time, given, bound):
 
 @every_network
 def test_layers_of_one_initializer_instance_differ(network):
-    initializer = keras.initializers.HeNormal()
-    model = small(network, kernel_initializer=initializer)
+    model = small(
+        network,
+        kernel_initializer=keras.initializers.HeNormal(),
+        recurrent_initializer=keras.initializers.RandomUniform(-0.5, 0.5),
+    )
     kernels = [x.kernel.numpy() for x in of_type(model, Dense)]
-    for a, b in itertools.combinations(kernels, 2):
-        assert a.shape != b.shape or np.abs(a - b).max() > 1e-3
+    for group in (kernels, recurrent(model)):
+        for a, b in itertools.combinations(group, 2):
+            assert a.shape != b.shape or np.abs(a - b).max() > 1e-3
+
+
+@every_network
+@pytest.mark.parametrize("long_memory", [False, True])
+def test_recurrent_initializer(network, long_memory):
+    options = {"long_memory": long_memory, "recurrent_max_abs": 2.0}
+    for given, value in (
+        (keras.initializers.Constant(-0.75), -0.75),
+        ("ones", 1.0),
+        (keras.initializers.Constant(-3.0), -2.0),
+    ):
+        *weights, last = recurrent(
+            small(network, recurrent_initializer=given, **options)
+        )
+        if long_memory:
+            assert 0.5 <= last.min() < last.max() <= 2
+        else:
+            weights.append(last)
+        assert all((u == value).all() for u in weights)
 
 
 @every_network
@@ -664,6 +687,7 @@ OF_ALL = [
     ("recurrent_regularizer", ["no such"]),
     ("activation", ["no such"]),
     ("kernel_initializer", ["no such"]),
+    ("recurrent_initializer", ["no such"]),
 ]
 
 

@@ -35,6 +35,22 @@ def weights(out):
     return [v.numpy() for v in model.weights + model.optimizer.variables]
 
 
+@pytest.mark.parametrize("free, lengths", [([], (4, 4, 4)), ([1], (4, 2, 5))])
+def test_batches(free, lengths):
+    def batch(step):
+        x = np.full((2, lengths[step]), step, "int32")
+        return x, x[:, :1] + 0.5
+
+    found = experiment.batches(batch, 3, free)
+    assert len(found) == 3
+    # A thread that tunes would be waited for, for up to a minute.
+    assert found.options().autotune.enabled is False
+    for step, (x, y) in enumerate(found.as_numpy_iterator()):
+        np.testing.assert_array_equal(x, batch(step)[0])
+        np.testing.assert_array_equal(y, batch(step)[1])
+        assert (x.dtype, y.dtype) == ("int32", "float64")
+
+
 def test_adding_batch():
     x, y = addition_rnn.adding_batch(np.random.default_rng(1), 64, 11)
     assert x.shape == (64, 11, 2) and y.shape == (64, 1)

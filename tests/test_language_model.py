@@ -473,7 +473,7 @@ def test_training_carries_states():
         return rows[:, start:stop], rows[:, start + 1 : stop + 1]
 
     model.fit(
-        example.segments_of(batch, 4),
+        experiment.batches(batch, 4, free=[1]),
         verbose=0,
         shuffle=False,
         callbacks=[
