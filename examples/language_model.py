@@ -36,7 +36,8 @@ AFTERWARDS = (
 # What depends on --level.
 DEFAULTS = {
     "char": {
-        "units": 450,
+        "layers": 8,
+        "units": 640,
         "embedding": 128,
         "batch_size": 32,
         "learning_rate": 4e-3,
@@ -45,13 +46,14 @@ DEFAULTS = {
         "last_dropout": 0.0,
     },
     "word": {
-        "units": 400,
+        "layers": 2,
+        "units": 500,
         "embedding": 200,
         "batch_size": 32,
         "learning_rate": 4e-3,
-        "dropout": 0.2,
+        "dropout": 0.0,
         "embedding_dropout": 0.1,
-        "last_dropout": 0.4,
+        "last_dropout": 0.3,
     },
 }
 
@@ -187,6 +189,10 @@ def recurrent_layers(args, batch_size):
         "batch_size": batch_size,
         "dropout": args.dropout,
         "recurrent_max_abs": args.recurrent_max_abs,
+        # Of either sign: a neuron may also tell a symbol from the one before.
+        "recurrent_initializer": keras.initializers.RandomUniform(
+            -args.recurrent_max_abs, args.recurrent_max_abs
+        ),
     }
     if args.model == "stacked":
         return [stacked_ind_rnn(shape, args.units, args.layers, **options)]
@@ -477,7 +483,6 @@ def parse(argv):
         "--data", metavar="DIR", required=True, help="of ptb.train.txt, ..."
     )
     for flag, default, text, kind in (
-        ("--layers", 4, "of --model stacked, lstm, gru and rnn", count(1)),
         ("--recurrent-max-abs", 0.99, "of IndRNN, whose states are carried "
          "for ever; as in the authors' code", positive),
         ("--time-steps", 50, "the usual length of a segment", count(1)),
@@ -514,6 +519,7 @@ def parse(argv):
         help="also evaluate while learning from the test text",
     )
     for name, text, kind in (
+        ("layers", "of --model stacked, lstm, gru and rnn", count(1)),
         ("units", "in each layer, but those of --model dense", count(1)),
         ("embedding", "size of the vectors of symbols", count(1)),
         ("batch_size", "rows that the text is read in", count(1)),
