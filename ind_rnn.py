@@ -8,14 +8,7 @@ import keras
 from keras import ops
 
 from ind_rnn_cell import IndRNNCell, _check_bools, _check_known
-
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-    from tensorflow.compiler.tf2xla.ops.gen_xla_ops import (
-        xla_dynamic_update_slice,
-    )
-else:
-    tf = None
+from ind_rnn_recurrence import can_fuse, recurrence
 
 
 def _of_cell(name):
@@ -56,6 +49,10 @@ class IndRNN(keras.layers.RNN):
         unroll: Whether to unroll Keras' loop, for short T. Default: False.
         zero_output_for_mask: Whether a masked step returns zeros rather than
             the output before it. Default: False.
+        implementation: "sequential" for a loop over the steps; "parallel",
+            with "relu" or "linear", for an exact scan in O(log T) dependent
+            steps; or "auto", parallel on a GPU where that is possible.
+            Default: "auto".
         **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
@@ -110,6 +107,7 @@ class IndRNN(keras.layers.RNN):
         stateful=False,
         unroll=False,
         zero_output_for_mask=False,
+        implementation="auto",
         **kwargs,
     ):
         cell = IndRNNCell(
@@ -147,9 +145,29 @@ class IndRNN(keras.layers.RNN):
         _check_known(
             keras.regularizers.get, activity_regularizer=activity_regularizer
         )
+        if implementation not in ("auto", "sequential", "parallel"):
+            raise ValueError(
+                '`implementation` must be "auto", "sequential" or "parallel", '
+                f"got {implementation!r}"
+            )
+        if implementation == "parallel":
+            if cell.activation not in (
+                keras.activations.relu,
+                keras.activations.linear,
+            ):
+                raise ValueError(
+                    '`implementation="parallel"` needs `activation` to be '
+                    f'"relu" or "linear", got {activation!r}'
+                )
+            if unroll:
+                raise ValueError(
+                    '`implementation="parallel"` cannot be unrolled, got '
+                    "`unroll=True`"
+                )
         super().__init__(
             cell, activity_regularizer=activity_regularizer, **flags, **kwargs
         )
+        self.implementation = implementation
 
     units = _of_cell("units")
     activation = _of_cell("activation")
@@ -189,11 +207,13 @@ class IndRNN(keras.layers.RNN):
                 "`initial_state` must be one tensor of shape "
                 f"(batch, {self.units}), got {shapes}"
             )
-        if self.unroll or not _can_fuse(self.cell):
+        cell = self.cell
+        if self.unroll or not can_fuse(
+            cell.activation, cell.units, cell.compute_dtype
+        ):
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
             )
-        cell = self.cell
         if training and cell.dropout > 0:
             sequences *= cell.get_dropout_mask(sequences[:, 0, :])[:, None]
         dropout = None
@@ -206,12 +226,13 @@ class IndRNN(keras.layers.RNN):
             mask = mask[:, :, 0] if len(mask.shape) == 3 else mask
             mask = ops.broadcast_to(mask, ops.shape(sequences)[:2])  # (B, T)
             mask = ops.flip(mask, axis=1) if self.go_backwards else mask
-        h = _recurrence(
+        h = recurrence(
             cell.project(sequences),
             cell.bounded_recurrent_kernel,
             cell.bias,
             initial_state[0],
             activation=cell.activation,
+            implementation=self.implementation,
             dropout=dropout,
             mask=mask,
             backwards=self.go_backwards,
@@ -227,172 +248,9 @@ class IndRNN(keras.layers.RNN):
     def get_config(self):
         config = super().get_config()
         del config["cell"]
+        config["implementation"] = self.implementation
         return {**self.cell.get_config(), **config}
 
     @classmethod
     def from_config(cls, config):
         return cls(**config)
-
-
-def _can_fuse(cell):
-    if tf is None or tf.config.functions_run_eagerly():
-        return False
-    if cell.activation in _PULLBACKS:
-        return True
-    if isinstance(cell.activation, keras.layers.Layer):
-        return False
-    with tf.GradientTape() as tape:
-        cell.activation(tf.zeros((1, cell.units), cell.compute_dtype))
-    return not tape.watched_variables()
-
-
-def _recurrence(a, u, b, h0, **options):
-    """h_t = activation(a_t + u * h_{t-1} + b) for every t, differentiable.
-
-    Arguments:
-        a: (B, T, N).
-        u: (N,).
-        b: (N,), or None.
-        h0: (B, N).
-        activation: A function.
-        dropout: (B, N), a factor of h_{t-1}; or None.
-        mask: (B, T) in the order of reading, false where h_t = h_{t-1}; or
-            None.
-        backwards: Whether a is read from its end.
-
-    Returns:
-        h of shape (B, T, N), in the order of reading.
-    """
-    b = tf.zeros(a.shape[-1:], a.dtype) if b is None else b
-    # Tensors, for variables may change before the backward pass.
-    u, b, h0 = map(tf.convert_to_tensor, (u, b, h0))
-    h0 = tf.broadcast_to(h0, [tf.shape(a)[0], a.shape[-1]])
-    # What the backward pass need not know of a is not kept for it.
-    kept = () if options["activation"] in _PULLBACKS else (a,)
-
-    @tf.custom_gradient
-    def recurrence(*arguments):
-        result = _forward(*map(tf.stop_gradient, arguments), **options)
-        result.set_shape(a.shape)
-        # h, the result as the tape knows it, is not yet there in forward mode.
-        return result, lambda g: backward(
-            g, result if h is None else h, u, b, h0, *kept
-        )
-
-    @tf.custom_gradient
-    def backward(*arguments):
-        def second(*_):
-            raise NotImplementedError(
-                "The fused recurrence of IndRNN has first gradients in "
-                "reverse mode only: for others pass `unroll=True`"
-            )
-
-        return _backward(*map(tf.stop_gradient, arguments), **options), second
-
-    h = None
-    h = recurrence(a, u, b, h0)
-    return h
-
-
-def _compiled(function):
-    return tf and tf.function(
-        function, jit_compile=True, autograph=False, reduce_retracing=True
-    )
-
-
-@_compiled
-def _forward(a, u, b, h0, *, activation, dropout, mask, backwards):
-    length = tf.shape(a)[1]
-    u = u if dropout is None else u * dropout
-
-    def step(t, h, out):
-        s = length - 1 - t if backwards else t
-        new = activation(_at(a, s) + u * h + b)
-        h = new if mask is None else tf.where(_at(mask, t), new, h)
-        return t + 1, h, _put(out, t, h)
-
-    return tf.while_loop(
-        lambda t, *_: t < length, step, (0, h0, tf.zeros_like(a))
-    )[2]
-
-
-@_compiled
-def _backward(g, h, u, b, h0, a=None, *, activation, dropout, mask, backwards):
-    """The gradients of a, u, b and h0, from g, that of h.
-
-    With g_t what reaches h_t directly and through h_{t+1}, and
-    z_t = a_t + u * h_{t-1} + b:
-
-        delta_t = activation'(z_t) * g_t        the gradient of a_t
-        du = sum over B, T of delta_t * h_{t-1}
-        db = sum over B, T of delta_t
-    """
-    length = tf.shape(h)[1]
-    v = u if dropout is None else u * dropout
-    # delta_t takes the place of g_t: one array less to move. With a mask, XLA
-    # would copy the whole array in every step.
-    in_place = mask is None
-
-    def step(t, delta, skipped, da, du, db):
-        h_t = _at(h, t)
-        du += tf.cast(delta * h_t, du.dtype)
-        g_t = _at(da if in_place else g, t) + v * delta + skipped
-        if a is None:
-            delta = _PULLBACKS[activation](h_t, g_t)
-        else:
-            s = length - 1 - t if backwards else t
-            previous = tf.where(t > 0, _at(h, tf.maximum(t - 1, 0)), h0)
-            z = _at(a, s) + v * previous + b
-            with tf.GradientTape() as tape:
-                tape.watch(z)
-                new = activation(z)
-            delta = tape.gradient(new, z, g_t, unconnected_gradients="zero")
-        if mask is not None:
-            delta = tf.where(_at(mask, t), delta, tf.zeros_like(delta))
-            skipped = tf.where(_at(mask, t), tf.zeros_like(g_t), g_t)
-        db += tf.cast(delta, db.dtype)
-        return t - 1, delta, skipped, _put(da, t, delta), du, db
-
-    zeros = tf.zeros_like(h0)
-    skipped = tf.zeros((), h0.dtype) if mask is None else zeros
-    # Sums over B and T do not fit into half precision.
-    total = tf.zeros_like(h0, tf.float64 if h0.dtype.size > 4 else tf.float32)
-    _, delta, skipped, da, du, db = tf.while_loop(
-        lambda t, *_: t >= 0,
-        step,
-        (
-            length - 1,
-            zeros,
-            skipped,
-            g if in_place else tf.zeros_like(g),
-            total,
-            total,
-        ),
-    )
-    da = tf.reverse(da, [1]) if backwards else da
-    dh0 = v * delta + skipped
-    du += tf.cast(delta * h0, du.dtype)
-    if dropout is not None:
-        du *= tf.cast(dropout, du.dtype)
-    du = tf.cast(tf.reduce_sum(du, axis=0), u.dtype)
-    db = tf.cast(tf.reduce_sum(db, axis=0), b.dtype)
-    return da, du, db, dh0
-
-
-def _at(x, t):
-    """x[:, t] of (B, T, N), or x[:, t, None] of (B, T)."""
-    return x[:, t] if x.shape.rank == 3 else x[:, t, None]
-
-
-def _put(x, t, value):
-    """x with x[:, t] = value, in place where XLA can."""
-    return xla_dynamic_update_slice(x, value[:, None], [0, t, 0])
-
-
-# activation: (its value h, gradient g that reaches h) -> gradient of its input
-_PULLBACKS = {
-    keras.activations.relu: lambda h, g: tf.where(h > 0, g, tf.zeros_like(g)),
-    keras.activations.tanh: lambda h, g: g * (1 - h * h),
-    keras.activations.sigmoid: lambda h, g: g * h * (1 - h),
-    keras.activations.linear: lambda h, g: g,
-}

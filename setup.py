@@ -14,7 +14,13 @@ setuptools.setup(
     long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    py_modules=["ind_rnn_cell", "ind_rnn", "deep_ind_rnn", "dilated_rnn"],
+    py_modules=[
+        "ind_rnn_cell",
+        "ind_rnn_recurrence",
+        "ind_rnn",
+        "deep_ind_rnn",
+        "dilated_rnn",
+    ],
     python_requires=">=3.11",
     install_requires=pathlib.Path("requirements.txt").read_text().split(),
     extras_require={

@@ -4,7 +4,8 @@
 
 All layers read the same (B, T, N) array and are timed in one process, round
 robin; a figure is the median. The loss is sum(y * G) with a fixed random G, so
-that the loss itself costs next to nothing.
+that the loss itself costs next to nothing. Then the recurrence alone, without
+a matrix product, in its two forms, beside ReLU: one pass over the array.
 """
 
 import argparse
@@ -29,6 +30,21 @@ LAYERS = {
     "SimpleRNN": lambda n: keras.layers.SimpleRNN(n, return_sequences=True),
     "GRU": lambda n: keras.layers.GRU(n, return_sequences=True),
     "LSTM": lambda n: keras.layers.LSTM(n, return_sequences=True),
+}
+
+
+ALONE = {
+    "ReLU": lambda n: keras.layers.Activation("relu"),
+    **{
+        f"IndRNN, {form}": lambda n, form=form: IndRNN(
+            n,
+            use_kernel=False,
+            return_sequences=True,
+            recurrent_max_abs=1.0,
+            implementation=form,
+        )
+        for form in ("sequential", "parallel")
+    },
 }
 
 
@@ -75,6 +91,28 @@ def processor():
     return f"{name}, {os.cpu_count()} cores"
 
 
+def compare(layers, unit, args, x, weights):
+    """Print a table; {(name, "forward" or "both"): seconds}."""
+    calls = {}
+    for name, layer in layers.items():
+        forward, both = make_calls(layer(args.units), x, weights, args.jit)
+        calls[name, "forward"], calls[name, "both"] = forward, both
+    seconds = medians(calls, x, args.rounds)
+    first, *_ = layers
+    ratio = f"x {unit}"
+    print(
+        f"| layer | forward, ms | {ratio} | forward + backward, ms | {ratio} |"
+    )
+    print("|---|---|---|---|---|")
+    for name in layers:
+        cells = []
+        for part in ("forward", "both"):
+            ratio = seconds[name, part] / seconds[first, part]
+            cells += [f"{1e3 * seconds[name, part]:.1f}", f"{ratio:.2f}"]
+        print(f"| {name} | {' | '.join(cells)} |")
+    return seconds
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -90,30 +128,17 @@ def main(argv=None):
     shape = (args.batch, args.time_steps, args.units)
     rng = np.random.default_rng(0)
     x, weights = tf.constant(rng.normal(size=(2, *shape)), tf.float32)
-    calls = {}
-    for name, layer in LAYERS.items():
-        forward, both = make_calls(layer(args.units), x, weights, args.jit)
-        calls[name, "forward"], calls[name, "both"] = forward, both
-    seconds = medians(calls, x, args.rounds)
-
     print(
         f"(B, T, N) = {shape}, float32, median of {args.rounds}; "
         f"{processor()}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
         f"{', jit_compile=True' if args.jit else ''}\n"
     )
-    print(
-        "| layer | forward, ms | x Dense | forward + backward, ms | x Dense |"
-    )
-    print("|---|---|---|---|---|")
-    for name in LAYERS:
-        cells = []
-        for part in ("forward", "both"):
-            ratio = seconds[name, part] / seconds["Dense + ReLU", part]
-            cells += [f"{1e3 * seconds[name, part]:.1f}", f"{ratio:.2f}"]
-        print(f"| {name} | {' | '.join(cells)} |")
+    seconds = compare(LAYERS, "Dense", args, x, weights)
     for name in ("LSTM", "RNN(IndRNNCell)"):
         ratio = seconds[name, "both"] / seconds["IndRNN", "both"]
         print(f"\nforward + backward, {name} / IndRNN: {ratio:.1f}")
+    print()
+    compare(ALONE, "ReLU", args, x, weights)
 
 
 if __name__ == "__main__":

@@ -122,8 +122,9 @@ def pair(case, bound=None):
     of_cell |= {"seed": 3, "recurrent_max_abs": bound}
     dtype = {"dtype": case.get("dtype", "float64")}
     cell = IndRNNCell(N, **of_cell, **dtype)
+    form = case.get("implementation", "auto")
     layers = [
-        IndRNN(N, **of_cell, **of_layer, **dtype),
+        IndRNN(N, **of_cell, **of_layer, **dtype, implementation=form),
         keras.layers.RNN(cell, **of_layer, **dtype),
     ]
     width = F if case.get("use_kernel", True) else N

@@ -1,0 +1,448 @@
+"""The recurrence of IndRNN, h_t = activation(a_t + u * h_{t-1} + b), fused.
+
+Two forms with the same results:
+
+- sequential: one compiled loop over the steps, and one back;
+- parallel, for "relu" and "linear": the states of T steps after O(log T)
+  dependent ones. A step of either is a clipped affine map of h, and so is one
+  after another: chunks of steps become one map each, recursively.
+
+On TensorFlow and JAX. Axis letters: B batch, T time, N units.
+"""
+
+import contextlib
+import functools
+
+import keras
+import numpy as np
+from keras import ops
+
+tf = jax = None
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+elif keras.backend.backend() == "jax":
+    import jax
+
+RELU, LINEAR = keras.activations.relu, keras.activations.linear
+# Steps that become one map in the parallel form.
+CHUNK = 8
+# Unknown lengths are padded to one of these, for each needs programs.
+LENGTHS = 2 ** np.arange(4, 31, dtype="int32")
+
+_without_xla = False
+
+
+@contextlib.contextmanager
+def without_xla():
+    """Within it, models are traced with Keras' own loop instead of XLA's.
+
+    For what must run where there is no XLA: `model.export(...)`, conversion
+    to LiteRT or ONNX. The weights are the same, the results too:
+
+        with without_xla():
+            model.export("served")
+    """
+    global _without_xla
+    before, _without_xla = _without_xla, True
+    try:
+        yield
+    finally:
+        _without_xla = before
+
+
+def can_fuse(activation, units, dtype):
+    """Whether `recurrence` can take the place of Keras' loop here."""
+    if _without_xla or not (tf or jax):
+        return False
+    if tf and tf.config.functions_run_eagerly():
+        return False
+    if activation in _PULLBACKS:
+        return True
+    if jax or isinstance(activation, keras.layers.Layer):
+        return False
+    with tf.GradientTape() as tape:
+        activation(tf.zeros((1, units), dtype))
+    return not tape.watched_variables()
+
+
+def recurrence(a, u, b, h0, *, activation, implementation="auto", **options):
+    """h_t = activation(a_t + u * h_{t-1} + b) for every t, differentiable.
+
+    Arguments:
+        a: (B, T, N).
+        u: (N,).
+        b: (N,), or None.
+        h0: (B, N).
+        activation: A function.
+        implementation: "sequential", "parallel", or "auto": parallel on a GPU
+            where there is such a form.
+        dropout: (B, N), a factor of h_{t-1}; or None.
+        mask: (B, T) in the order of reading, false where h_t = h_{t-1}; or
+            None.
+        backwards: Whether a is read from its end.
+
+    Returns:
+        h of shape (B, T, N), in the order of reading.
+    """
+    b = ops.zeros(a.shape[-1:], a.dtype) if b is None else b
+    # Tensors, for variables may change before the backward pass.
+    to_tensor = tf.convert_to_tensor if tf else ops.convert_to_tensor
+    u, b, h0 = map(to_tensor, (u, b, h0))
+    h0 = ops.broadcast_to(h0, (ops.shape(a)[0], a.shape[-1]))
+    length = a.shape[1]
+    options["activation"] = activation
+    if length == 1:
+        return _one_step(a, u, b, h0, **options)
+    if _is_parallel(implementation, activation, length):
+        passes = _parallel_forward, _parallel_backward
+    else:
+        passes = _forward, _backward
+    if length is not None:
+        return _differentiable(*passes, a, u, b, h0, options)
+    a = ops.flip(a, axis=1) if options["backwards"] else a
+    length = tf.shape(a)[1]
+    padding = tf.gather(LENGTHS, tf.searchsorted(LENGTHS, [length]))[0] - length
+    a = tf.pad(a, [[0, 0], [0, padding], [0, 0]])
+    if options["mask"] is not None:
+        options["mask"] = tf.pad(options["mask"], [[0, 0], [0, padding]])
+    options = {**options, "backwards": False, "length": length}
+    return _differentiable(*passes, a, u, b, h0, options)[:, :length]
+
+
+def _is_parallel(implementation, activation, length):
+    if implementation == "parallel":
+        if length is None:
+            raise ValueError(
+                '`implementation="parallel"` must know the number of time '
+                "steps when a model is built, got sequences of shape "
+                "(batch, None, features)"
+            )
+        return True
+    return (
+        implementation == "auto"
+        and activation in (RELU, LINEAR)
+        and length is not None
+        and length > 2 * CHUNK
+        and _on_gpu()
+    )
+
+
+def _on_gpu():
+    if jax:
+        return jax.default_backend() == "gpu"
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
+def _differentiable(forward, backward, a, u, b, h0, options):
+    """h, and what the backward pass needs to know kept for it."""
+    kept = () if options["activation"] in _PULLBACKS else (a,)
+    if jax:
+
+        @jax.custom_gradient
+        def recurrence(a, u, b, h0):
+            h = forward(a, u, b, h0, **options)
+            return h, lambda g: backward(g, h, u, b, h0, **options)
+
+        return recurrence(a, u, b, h0)
+
+    @tf.custom_gradient
+    def recurrence(*arguments):
+        result = forward(*map(tf.stop_gradient, arguments), **options)
+        result.set_shape(a.shape)
+        # h, the result as the tape knows it, is not yet there in forward mode.
+        return result, lambda g: pullback(
+            g, result if h is None else h, u, b, h0, *kept
+        )
+
+    @tf.custom_gradient
+    def pullback(*arguments):
+        def second(*_):
+            raise NotImplementedError(
+                "The fused recurrence of IndRNN has first gradients in "
+                "reverse mode only: for others pass `unroll=True`"
+            )
+
+        return backward(*map(tf.stop_gradient, arguments), **options), second
+
+    h = None
+    h = recurrence(a, u, b, h0)
+    return h
+
+
+def _compiled(function=None, **options):
+    """A program of XLA's for each shape."""
+    if function is None:
+        return functools.partial(_compiled, **options)
+    if tf:
+        return tf.function(
+            function, jit_compile=True, autograph=False, **options
+        )
+    if jax:
+        return jax.jit(function, static_argnames=("activation", "backwards"))
+    return function
+
+
+def _one_step(a, u, b, h0, *, activation, dropout, mask, backwards):
+    h = h0 if dropout is None else h0 * dropout
+    h = activation(a[:, 0] + u * h + b)
+    return (h if mask is None else ops.where(mask, h, h0))[:, None]
+
+
+# The sequential form.
+
+
+@_compiled(reduce_retracing=True)
+def _forward(a, u, b, h0, *, activation, dropout, mask, backwards, length=None):
+    length = ops.shape(a)[1] if length is None else length
+    u, b, h0 = (_wide(x, activation) for x in (u, b, h0))
+    u = u if dropout is None else u * _wide(dropout, activation)
+
+    def step(t, h, out):
+        s = length - 1 - t if backwards else t
+        new = activation(_wide(_at(a, s), activation) + u * h + b)
+        h = new if mask is None else ops.where(_at(mask, t), new, h)
+        return t + 1, h, _put(out, t, h)
+
+    return ops.while_loop(
+        lambda t, *_: t < length, step, (0, h0, ops.zeros_like(a))
+    )[2]
+
+
+@_compiled(reduce_retracing=True)
+def _backward(
+    g,
+    h,
+    u,
+    b,
+    h0,
+    a=None,
+    *,
+    activation,
+    dropout,
+    mask,
+    backwards,
+    length=None,
+):
+    """The gradients of a, u, b and h0, from g, that of h.
+
+    With g_t what reaches h_t directly and through h_{t+1}, and
+    z_t = a_t + u * h_{t-1} + b:
+
+        delta_t = activation'(z_t) * g_t        the gradient of a_t
+        du = sum over B, T of delta_t * h_{t-1}
+        db = sum over B, T of delta_t
+    """
+    length = ops.shape(h)[1] if length is None else length
+    types = g.dtype, u.dtype, b.dtype, h0.dtype
+    u, b, h0 = (_wide(x, activation) for x in (u, b, h0))
+    dropout = None if dropout is None else _wide(dropout, activation)
+    v = u if dropout is None else u * dropout
+    # delta_t takes the place of g_t: one array less to move. With a mask, XLA
+    # would copy the whole array in every step.
+    in_place = mask is None
+
+    def step(t, delta, skipped, da, du, db):
+        h_t = _wide(_at(h, t), activation)
+        du += _total(delta * h_t)
+        g_t = _wide(_at(da if in_place else g, t), activation)
+        g_t = g_t + v * delta + skipped
+        if a is None:
+            delta = _PULLBACKS[activation](h_t, g_t)
+        else:
+            s = length - 1 - t if backwards else t
+            previous = ops.where(t > 0, _at(h, ops.maximum(t - 1, 0)), h0)
+            z = _at(a, s) + v * previous + b
+            with tf.GradientTape() as tape:
+                tape.watch(z)
+                new = activation(z)
+            delta = tape.gradient(new, z, g_t, unconnected_gradients="zero")
+        if mask is not None:
+            delta = ops.where(_at(mask, t), delta, ops.zeros_like(delta))
+            skipped = ops.where(_at(mask, t), ops.zeros_like(g_t), g_t)
+        db += _total(delta)
+        return t - 1, delta, skipped, _put(da, t, delta), du, db
+
+    zeros = ops.zeros_like(h0)
+    _, delta, skipped, da, du, db = ops.while_loop(
+        lambda t, *_: t >= 0,
+        step,
+        (
+            length - 1,
+            zeros,
+            ops.zeros((), h0.dtype) if mask is None else zeros,
+            g if in_place else ops.zeros_like(g),
+            _total(zeros),
+            _total(zeros),
+        ),
+    )
+    da = ops.flip(da, axis=1) if backwards else da
+    dh0 = v * delta + skipped
+    du += _total(delta * h0)
+    du = du if dropout is None else du * _total(dropout)
+    return tuple(
+        map(ops.cast, (da, ops.sum(du, 0), ops.sum(db, 0), dh0), types)
+    )
+
+
+def _wide(x, activation):
+    """Half precision in float32, where the activation is known to bear it.
+
+    Processors compute in float32, and sums of many steps need it.
+    """
+    half = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+    return ops.cast(x, "float32") if half and activation in _PULLBACKS else x
+
+
+def _total(x):
+    """x, wide enough for sums over B and T."""
+    double = keras.backend.standardize_dtype(x.dtype) == "float64"
+    return ops.cast(x, "float64" if double else "float32")
+
+
+def _at(x, t):
+    """x[:, t] of (B, T, N), or x[:, t, None] of (B, T)."""
+    return x[:, t] if len(x.shape) == 3 else x[:, t, None]
+
+
+def _put(x, t, value):
+    """x with x[:, t] = value, in place where XLA can."""
+    return ops.slice_update(x, (0, t, 0), ops.cast(value, x.dtype)[:, None])
+
+
+# activation: (its value h, gradient g that reaches h) -> gradient of its input
+_PULLBACKS = {
+    RELU: lambda h, g: ops.where(h > 0, g, ops.zeros_like(g)),
+    keras.activations.tanh: lambda h, g: g * (1 - h * h),
+    keras.activations.sigmoid: lambda h, g: g * h * (1 - h),
+    LINEAR: lambda h, g: g,
+}
+
+
+# The parallel form. A map is a tuple of arrays: (m, s) is h -> s + m * h, and
+# (m, s, low, high) is the same, clipped. That of a step with ReLU is
+# (u, a_t + b, 0, the largest number), and that of a masked step
+# (1, 0, -the largest, the largest).
+
+
+@_compiled
+def _parallel_forward(a, u, b, h0, *, activation, dropout, mask, backwards):
+    largest = _largest(_wide(h0, activation))
+    s = _wide(ops.flip(a, axis=1) if backwards else a, activation)
+    maps = _factor(u, dropout, activation), s + _wide(b, activation)
+    if activation is RELU:
+        maps += 0 * largest, largest
+    if mask is not None:
+        same = 1, 0, -largest, largest
+        maps = tuple(
+            ops.where(mask[:, :, None], x, ops.cast(y, x.dtype))
+            for x, y in zip(maps, same)
+        )
+    return ops.cast(_scan(maps, _wide(h0, activation)), a.dtype)
+
+
+@_compiled
+def _parallel_backward(g, h, u, b, h0, *, activation, dropout, mask, backwards):
+    """As `_backward`. With all that reaches h_t in total_t:
+
+    total_t = g_t + j_{t+1} * total_{t+1},    j_t = dh_t / dh_{t-1}
+    """
+    types = g.dtype, u.dtype, b.dtype, h0.dtype
+    g, h, h0 = (_wide(x, activation) for x in (g, h, h0))
+    j = _factor(u, dropout, activation) * ops.ones_like(h)
+    j = _PULLBACKS[activation](h, j)
+    if mask is not None:
+        j = ops.where(mask[:, :, None], j, ops.ones_like(j))
+    # From the end; what is behind the last step is multiplied by zero.
+    maps = ops.flip(ops.roll(j, -1, axis=1), axis=1), ops.flip(g, axis=1)
+    total = ops.flip(_scan(maps, ops.zeros_like(h0)), axis=1)
+    delta = _PULLBACKS[activation](h, total)
+    if mask is not None:
+        delta = ops.where(mask[:, :, None], delta, ops.zeros_like(delta))
+    before = ops.concatenate([h0[:, None], h[:, :-1]], axis=1)
+    du = ops.sum(_total(delta * before), axis=1)
+    du = du if dropout is None else du * _total(dropout)
+    gradients = (
+        ops.flip(delta, axis=1) if backwards else delta,
+        ops.sum(du, axis=0),
+        ops.sum(_total(delta), axis=(0, 1)),
+        j[:, 0] * total[:, 0],
+    )
+    return tuple(map(ops.cast, gradients, types))
+
+
+def _factor(u, dropout, activation):
+    """The factor of h_{t-1}, the same for all steps: (1 or B, 1, N)."""
+    u = _wide(u, activation)[None, None]
+    return u if dropout is None else u * _wide(dropout, activation)[:, None]
+
+
+def _largest(x):
+    """The largest number of the type of x, of shape (1, 1, 1)."""
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    return ops.full((1, 1, 1), np.finfo(dtype).max, dtype)
+
+
+def _apply(f, h):
+    m, s, *bounds = f
+    h = s + m * h
+    return ops.clip(h, *bounds) if bounds else h
+
+
+def _compose(g, f):
+    """The map h -> g(f(h))."""
+    # Finite, for infinity times zero would be no number.
+    m, s = _finite(g[0] * f[0]), _finite(_apply(g[:2], f[1]))
+    ends = [_apply(g, end) for end in f[2:]]
+    return (m, s, ops.minimum(*ends), ops.maximum(*ends)) if ends else (m, s)
+
+
+def _finite(x):
+    return ops.clip(x, -_largest(x), _largest(x))
+
+
+def _scan(maps, h, compose=_compose, apply=_apply):
+    """h_t = f_t(h_{t-1}) for every t, in O(log T) dependent steps.
+
+    Chunks of steps become one map each; the states between chunks are those
+    of a scan over these; and from there all chunks go on side by side.
+
+    Arguments:
+        maps: Arrays (B or 1, T, N or 1) that describe f_1 ... f_T; what has
+            one step in place of T is the same for all.
+        h: h_0, (B, N).
+        compose: (g, f) -> the arrays of h -> g(f(h)).
+        apply: (f, h) -> f(h).
+
+    Returns:
+        (B, T, N).
+    """
+    length = max(x.shape[1] for x in maps)
+    if length <= CHUNK:
+        states = []
+        for t in range(length):
+            f = tuple(x[:, min(t, x.shape[1] - 1)] for x in maps)
+            h = apply(f, h)
+            states.append(h)
+        return ops.stack(states, axis=1)
+    count = -(-length // CHUNK)
+    # The padding is behind all steps, and what comes of it is cut off.
+    padding = [[0, 0], [0, count * CHUNK - length], [0, 0]]
+    chunks = [
+        x
+        if x.shape[1] == 1
+        else ops.reshape(ops.pad(x, padding), (-1, count, CHUNK, x.shape[-1]))
+        for x in maps
+    ]
+    steps = [
+        tuple(x if x.shape[1] == 1 else x[:, :, t] for x in chunks)
+        for t in range(CHUNK)
+    ]
+    whole = functools.reduce(lambda f, g: compose(g, f), steps)
+    ends = _scan(whole, h, compose, apply)
+    h = ops.concatenate([h[:, None], ends[:, :-1]], axis=1)
+    states = []
+    for f in steps:
+        h = apply(f, h)
+        states.append(h)
+    h = ops.reshape(ops.stack(states, axis=2), (-1, count * CHUNK, h.shape[-1]))
+    return h[:, :length]

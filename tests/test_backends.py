@@ -1,0 +1,165 @@
+"""The layers on whatever backend Keras has: `KERAS_BACKEND=jax pytest ...`.
+
+Nothing here knows of TensorFlow. On TensorFlow, the last test runs the others
+under JAX, if that is installed.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from deep_ind_rnn import stacked_ind_rnn
+from dilated_rnn import DilatedRNN
+from ind_rnn import IndRNN
+from ind_rnn_cell import IndRNNCell
+from ind_rnn_recurrence import can_fuse
+
+B, T, F, N = 2, 37, 3, 4
+ACTIVATIONS = {
+    "relu": (lambda z: np.maximum(z, 0), lambda z: (z > 0) * 1.0),
+    "linear": (lambda z: z, np.ones_like),
+    "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+}
+
+
+def data(*shape, phase=0.0):
+    """Deterministic, of both signs, in [0.2, 1] in magnitude, float32."""
+    x = np.sin(1 + phase + 1.7 * np.arange(np.prod(shape))).reshape(shape)
+    return (np.sign(x) * (0.2 + 0.8 * np.abs(x))).astype("float32")
+
+
+WEIGHTS = data(F, N), data(N, phase=1), data(N, phase=2)
+MASK = np.sin(3.0 * np.arange(B * T)).reshape(B, T) > -0.3
+
+
+def oracle(x, weights, activation, mask):
+    """h of all steps, and the gradients of the weights of sum(h)."""
+    f, slope = ACTIVATIONS[activation]
+    w, u, b = (v.astype("float64") for v in weights)
+    h, hs, zs = np.zeros((B, N)), [], []
+    for t in range(T):
+        zs.append(x[:, t] @ w + u * h + b)
+        h = np.where(mask[:, t, None], f(zs[t]), h)
+        hs.append(h)
+    gradients, g = [0 * w, 0 * u, 0 * b], np.zeros((B, N))
+    for t in reversed(range(T)):
+        g = g + 1
+        delta = np.where(mask[:, t, None], slope(zs[t]) * g, 0)
+        before = hs[t - 1] if t else 0 * h
+        gradients[0] += x[:, t].T @ delta
+        gradients[1] += (delta * before).sum(0)
+        gradients[2] += delta.sum(0)
+        g = np.where(mask[:, t, None], u * delta, g)
+    return np.stack(hs, 1), gradients
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize(
+    "activation, implementation",
+    [
+        ("relu", "sequential"),
+        ("relu", "parallel"),
+        ("linear", "parallel"),
+        ("tanh", "auto"),
+    ],
+)
+def test_outputs_and_a_training_step(
+    activation, implementation, with_mask, jit_compile
+):
+    layer = IndRNN(
+        N,
+        activation,
+        return_sequences=True,
+        implementation=implementation,
+    )
+    inputs = keras.Input((T, F))
+    mask = keras.Input((T,), dtype="bool")
+    outputs = layer(inputs, mask=mask if with_mask else None)
+    model = keras.Model([inputs, mask], outputs)
+    layer.set_weights(WEIGHTS)
+    x, m = data(B, T, F, phase=3), MASK | (not with_mask)
+    h, gradients = oracle(x, WEIGHTS, activation, m)
+    # Zeros before the first step that counts, as Keras has it.
+    h *= (np.cumsum(m, axis=1) > 0)[:, :, None]
+    np.testing.assert_allclose(
+        model.predict([x, m], verbose=0), h, rtol=0, atol=1e-5
+    )
+    model = keras.Model([inputs, mask], ops.sum(outputs, axis=(1, 2)))
+    model.compile(
+        keras.optimizers.SGD(1e-3),
+        lambda _, total: total * B,  # Keras takes the mean
+        jit_compile=jit_compile,
+    )
+    model.train_on_batch([x, m], np.zeros((B, 1)))
+    for before, after, g in zip(WEIGHTS, layer.get_weights(), gradients):
+        np.testing.assert_allclose(
+            (before - after) / 1e-3, g, rtol=2e-3, atol=2e-3
+        )
+
+
+def test_layer_equals_its_cell():
+    layer = IndRNN(N, return_sequences=True, recurrent_max_abs=0.5)
+    loop = keras.layers.RNN(
+        IndRNNCell(N, recurrent_max_abs=0.5), return_sequences=True
+    )
+    x = data(B, T, F)
+    for each in (layer, loop):
+        each.build(x.shape)
+        each.set_weights(WEIGHTS)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(layer(x)),
+        ops.convert_to_numpy(loop(x)),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_networks_learn_and_are_saved(tmp_path):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            stacked_ind_rnn((T, F), 8, 2, return_sequences=True),
+            DilatedRNN(
+                [keras.layers.SimpleRNN(6), IndRNN(5), keras.layers.GRU(4)],
+                dilations=[1, 2, 4],
+            ),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    x = data(16, T, F)
+    y = x[:, -3:, 0].sum(axis=1, keepdims=True)
+    losses = model.fit(x, y, epochs=30, verbose=0).history["loss"]
+    assert losses[-1] < 0.3 * losses[0]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
+    )
+
+
+def test_which_backends_have_the_fused_recurrence():
+    fused = keras.backend.backend() in ("tensorflow", "jax")
+    assert can_fuse(keras.activations.relu, N, "float32") is fused
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow"
+    or importlib.util.find_spec("jax") is None,
+    reason="starts on TensorFlow, and needs jax",
+)
+def test_on_jax():
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", __file__],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]

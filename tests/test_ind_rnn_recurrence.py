@@ -1,0 +1,338 @@
+"""The two forms of IndRNN's recurrence, and what their programs are made of."""
+
+import functools
+import itertools
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import ind_rnn_recurrence
+from deep_ind_rnn import residual_ind_rnn
+from ind_rnn import IndRNN
+from ind_rnn_recurrence import CHUNK, LENGTHS, without_xla
+from pairs import (
+    AXES,
+    B,
+    F,
+    N,
+    assert_same,
+    compiled,
+    computed,
+    data,
+    inputs,
+    pair,
+    softsign,
+)
+
+T = 19
+FORMS = ("sequential", "parallel")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "activation",
+    [keras.activations.relu, keras.activations.linear, softsign],
+)
+def test_loops_copy_no_whole_array(activation, dtype, backwards, masked):
+    """One copy of (B, T, N) a step would make the time quadratic in T."""
+    x, u, h0 = (tf.ones(s, dtype) for s in ((B, T, N), (N,), (B, N)))
+    kept = () if activation in ind_rnn_recurrence._PULLBACKS else (x,)
+    for function, arguments in (
+        (ind_rnn_recurrence._forward, (x, u, u, h0)),
+        (ind_rnn_recurrence._backward, (x, x, u, u, h0, *kept)),
+    ):
+
+        @tf.function(jit_compile=True, autograph=False)
+        def call(*arguments):
+            *tensors, mask = arguments if masked else (*arguments, None)
+            return function(
+                *tensors,
+                activation=activation,
+                dropout=None,
+                mask=mask,
+                backwards=backwards,
+            )
+
+        arguments += (tf.ones((B, T), tf.bool),) if masked else ()
+        hlo = call.experimental_get_compiler_ir(*arguments)(
+            stage="optimized_hlo"
+        )
+        assert hlo.count(" while(") == 1
+        loop, _ = hlo.split("ENTRY")
+        assert "dynamic-update-slice" in loop
+        assert not re.search(rf"\[{B},{T},{N}\]\S* copy\(", loop)
+
+
+# Chunks, and chunks of chunks, that are full and that are not.
+TIMES = (2, CHUNK, CHUNK + 1, 2 * CHUNK, CHUNK**2, CHUNK**2 + 1, 3 * CHUNK**2)
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+@pytest.mark.parametrize("mask", AXES["mask"])
+@pytest.mark.parametrize("go_backwards", [False, True])
+def test_parallel_equals_the_loop(time, activation, mask, go_backwards):
+    seed = time + 2 * go_backwards
+    case = {
+        "implementation": "parallel",
+        "activation": activation,
+        "mask": mask,
+        "go_backwards": go_backwards,
+        "recurrent_dropout": 0.4 * (seed % 3 == 0),
+        "initial_state": seed % 2 == 0,
+        "use_bias": seed % 4 < 2,
+        "return_sequences": True,
+        "return_state": True,
+    }
+    parallel, loop = pair(case, bound=2 ** (1 / time))
+    values = inputs(case, time=time)
+    assert_same(computed(parallel, *values), computed(loop, *values))
+
+
+@pytest.mark.parametrize("time", [1000, 20_000])
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+@pytest.mark.parametrize("mask", [None, "holes"])
+def test_long_sequences(time, activation, mask):
+    bound = 2 ** (1 / time)
+    results = {}
+    for dtype, form in itertools.product(("float64", "float32"), FORMS):
+        case = {
+            "dtype": dtype,
+            "activation": activation,
+            "mask": mask,
+            "initial_state": True,
+            "return_sequences": True,
+            "use_kernel": False,
+            "implementation": form,
+        }
+        layer, _ = pair(case, bound)
+        # On the bound and far inside, of both signs, float32 in all.
+        u = np.array([bound, -bound, 1.0, -0.999, 0.5], "float32")
+        layer.cell.recurrent_kernel.assign(u)
+        values = inputs({**case, "dtype": "float32"}, time=time)
+        values[:2] = [tf.cast(value, dtype) for value in values[:2]]
+        results[dtype, form] = computed(layer, *values)
+    exact = results["float64", "sequential"]
+    assert_same(results["float64", "parallel"], exact)
+    for name, value in exact.items():
+        errors = [
+            np.abs(tf.cast(results["float32", form][name], "float64") - value)
+            for form in FORMS
+        ]
+        sequential, parallel = (x.max() / np.abs(value).max() for x in errors)
+        # Over so many steps on the bound, rounding adds up in both forms.
+        assert parallel < max(1e-5, 1.5 * sequential), name
+
+
+@pytest.mark.parametrize("mode", ["function", "jit"])
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+def test_parallel_compiled(activation, mode):
+    case = {
+        "implementation": "parallel",
+        "activation": activation,
+        "mask": "holes",
+        "return_sequences": True,
+    }
+    parallel, loop = pair(case)
+    values = inputs(case, time=70)
+    function = compiled(parallel, mode, values)
+    assert_same(function(*values), computed(loop, *values))
+
+
+def test_parallel_where_powers_overflow():
+    """u^T is infinite; ReLU keeps some states at zero, others at limits."""
+    time = 3000
+    x = np.abs(data(2, time, 4)) * np.array([-1, 1, -1, 1])
+    u = np.array([1.5, -1.5, -3.0, 0.9])
+    results = []
+    for form in FORMS:
+        layer = IndRNN(
+            4,
+            use_kernel=False,
+            return_sequences=True,
+            implementation=form,
+            dtype="float32",
+        )
+        layer.build((2, time, 4))
+        layer.set_weights([u, np.zeros(4)])
+        results.append(layer(x).numpy())
+    assert np.isfinite(results[0]).all() and results[0][:, :, 3].min() > 0
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("time", [1, *TIMES, 1000, 100_000])
+def test_parallel_has_few_dependent_steps(time):
+    """Each entry counts the steps, one after another, that it depends on."""
+
+    def later(g, f):
+        return tuple(np.maximum(x, y) + 1 for x, y in zip(g, f, strict=True))
+
+    start = np.zeros((1, time, 1)), np.zeros((1, 1, 1))
+    depth = ind_rnn_recurrence._scan(
+        start,
+        np.zeros((1, 1)),
+        later,
+        lambda f, h: functools.reduce(np.maximum, [*f, h]) + 1,
+    )
+    assert depth.shape == (1, time, 1)
+    levels = next(n for n in itertools.count(1) if CHUNK**n >= time)
+    assert np.max(depth) <= (2 * CHUNK - 1) * levels
+    if time == 100_000:
+        assert np.max(depth) < 100
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"implementation": "fast"}, "implementation"),
+        ({"implementation": None}, "implementation"),
+        ({"implementation": "parallel", "activation": "tanh"}, "activation"),
+        ({"implementation": "parallel", "unroll": True}, "unroll"),
+    ],
+)
+def test_impossible_implementations(options, name):
+    with pytest.raises(ValueError, match=f"`{name}"):
+        IndRNN(4, **options)
+
+
+def test_parallel_needs_the_number_of_steps():
+    layer = IndRNN(4, implementation="parallel")
+    call = tf.function(layer, input_signature=[tf.TensorSpec((2, None, 3))])
+    with pytest.raises(ValueError, match='`implementation="parallel"`.*None'):
+        call.get_concrete_function()
+    again = IndRNN.from_config(layer.get_config())
+    assert again.implementation == "parallel"
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize(
+    "activation, time, fits",
+    [("relu", 40, True), ("linear", 40, True), ("tanh", 40, False),
+     ("relu", 10, False), ("relu", None, False)],
+)  # fmt: skip
+def test_automatic_choice(monkeypatch, activation, time, fits, on_gpu):
+    monkeypatch.setattr(ind_rnn_recurrence, "_on_gpu", lambda: on_gpu)
+    activation = keras.activations.get(activation)
+    for form, expected in (("auto", fits and on_gpu), ("sequential", False)):
+        found = ind_rnn_recurrence._is_parallel(form, activation, time)
+        assert found is expected
+
+
+@pytest.mark.parametrize("go_backwards", [False, True])
+def test_a_stream_of_200_lengths_needs_few_programs(monkeypatch, go_backwards):
+    seen = set()
+
+    def see(*shape):
+        seen.add(tuple(map(int, shape)))
+
+    forward = ind_rnn_recurrence._forward
+
+    def spy(a, *arguments, **options):
+        # What XLA compiles for is known when it runs.
+        tf.numpy_function(see, tf.unstack(tf.shape(a)), [])
+        return forward(a, *arguments, **options)
+
+    monkeypatch.setattr(ind_rnn_recurrence, "_forward", spy)
+    case = {"return_sequences": True, "go_backwards": go_backwards}
+    fused, loop = pair(case)
+    call = tf.function(
+        fused, input_signature=[tf.TensorSpec((B, None, F), "float64")]
+    )
+    expected = tf.function(
+        loop, input_signature=[tf.TensorSpec((B, None, F), "float64")]
+    )
+    for time in range(1, 201):
+        x = inputs(case, time=time)[0]
+        if time % 20 == 1:
+            np.testing.assert_allclose(call(x), expected(x), atol=1e-10)
+        else:
+            assert call(x).shape == (B, time, N)
+    assert len(seen) <= 5
+    assert {shape[1] for shape in seen} <= set(LENGTHS)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_adds_up_in_single(dtype):
+    """800 steps of u = 1 lose no more than the rounding of the result."""
+    x = np.full((1, 800, 2), 0.25)
+    for form in FORMS:
+        layer = IndRNN(
+            2,
+            use_kernel=False,
+            use_bias=False,
+            recurrent_initializer="ones",
+            implementation=form,
+            dtype=dtype,
+        )
+        result = layer(tf.constant(x, dtype))
+        assert result.dtype == dtype
+        np.testing.assert_array_equal(tf.cast(result, "float32"), 200.0)
+
+
+def operations(function):
+    """The types of all operations of a concrete function, those inside too."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node]
+    for inner in graph.library.function:
+        nodes += inner.node_def
+        assert not inner.attr["_XlaMustCompile"].b
+    return {node.op for node in nodes}
+
+
+def test_without_xla():
+    model = residual_ind_rnn((5, 3), units=4, num_blocks=1)
+    x = data(2, 5, 3).astype("float32")
+    expected = model(x)
+    with without_xla():
+        traced = tf.function(model).get_concrete_function(
+            tf.TensorSpec((None, 5, 3))
+        )
+    assert not [name for name in operations(traced) if "Xla" in name]
+    np.testing.assert_allclose(traced(x), expected, atol=1e-6)
+    fused = tf.function(model).get_concrete_function(
+        tf.TensorSpec((None, 5, 3))
+    )
+    with pytest.raises(AssertionError):
+        operations(fused)
+
+
+LOAD = """
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+served = tf.saved_model.load(sys.argv[1])
+np.save(sys.argv[2], served.serve(np.load(sys.argv[3])))
+assert not [name for name in sys.modules if "ind_rnn" in name]
+"""
+
+
+def test_exported_model_needs_nothing_of_ours(tmp_path):
+    model = residual_ind_rnn((5, 3), units=4, num_blocks=1, num_outputs=2)
+    x = data(2, 5, 3).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    with without_xla():
+        model.export(tmp_path / "served", verbose=False)
+    subprocess.run(
+        [sys.executable, "-c", LOAD]
+        + [str(tmp_path / name) for name in ("served", "y.npy", "x.npy")],
+        cwd=tmp_path,
+        check=True,
+    )
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model(x), atol=1e-6)
+
+
+def test_one_step_needs_no_program():
+    layer, _ = pair({"return_sequences": True})
+    step = tf.function(layer).get_concrete_function(
+        tf.TensorSpec((B, 1, F), "float64")
+    )
+    assert not [name for name in operations(step) if "Xla" in name]
