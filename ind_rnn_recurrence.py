@@ -348,8 +348,7 @@ def _parallel_backward(g, h, u, b, h0, *, activation, dropout, mask, backwards):
     """
     types = g.dtype, u.dtype, b.dtype, h0.dtype
     g, h, h0 = (_wide(x, activation) for x in (g, h, h0))
-    j = _factor(u, dropout, activation) * ops.ones_like(h)
-    j = _PULLBACKS[activation](h, j)
+    j = _PULLBACKS[activation](h, _factor(u, dropout, activation))
     if mask is not None:
         j = ops.where(mask[:, :, None], j, ops.ones_like(j))
     # From the end; what is behind the last step is multiplied by zero.

@@ -177,6 +177,7 @@ OPTIONS = {
     "stateful": True,
     "unroll": True,
     "zero_output_for_mask": True,
+    "implementation": "sequential",
 }
 
 
