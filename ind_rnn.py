@@ -26,8 +26,9 @@ class IndRNN(keras.layers.RNN):
     steps, and one compiled loop, with a written backward pass, runs the
     recurrence. Keras' own loop takes over where that cannot be: with
     `unroll=True` (which also has gradients of gradients), an activation that
-    is a layer or has weights, functions run eagerly, or another backend. The
-    loop is compiled anew for every shape. Source: arXiv 1803.04831, section 3.
+    is a layer or has weights, functions run eagerly, or another backend than
+    TensorFlow and JAX. The loop is compiled anew for every shape; where T is
+    unknown, for every power of two. Source: arXiv 1803.04831, section 3.
 
     Weights: those of `IndRNNCell`, in the attribute `cell`.
 
