@@ -12,6 +12,7 @@ On TensorFlow and JAX. Axis letters: B batch, T time, N units.
 
 import contextlib
 import functools
+import itertools
 
 import keras
 import numpy as np
@@ -415,14 +416,18 @@ def _scan(maps, h, compose=_compose, apply=_apply):
     Returns:
         (B, T, N).
     """
+
+    def states(steps, h):
+        after = itertools.accumulate(steps, lambda h, f: apply(f, h), initial=h)
+        return list(after)[1:]
+
     length = max(x.shape[1] for x in maps)
     if length <= CHUNK:
-        states = []
-        for t in range(length):
-            f = tuple(x[:, min(t, x.shape[1] - 1)] for x in maps)
-            h = apply(f, h)
-            states.append(h)
-        return ops.stack(states, axis=1)
+        steps = [
+            tuple(x[:, min(t, x.shape[1] - 1)] for x in maps)
+            for t in range(length)
+        ]
+        return ops.stack(states(steps, h), axis=1)
     count = -(-length // CHUNK)
     # The padding is behind all steps, and what comes of it is cut off.
     padding = [[0, 0], [0, count * CHUNK - length], [0, 0]]
@@ -439,9 +444,6 @@ def _scan(maps, h, compose=_compose, apply=_apply):
     whole = functools.reduce(lambda f, g: compose(g, f), steps)
     ends = _scan(whole, h, compose, apply)
     h = ops.concatenate([h[:, None], ends[:, :-1]], axis=1)
-    states = []
-    for f in steps:
-        h = apply(f, h)
-        states.append(h)
-    h = ops.reshape(ops.stack(states, axis=2), (-1, count * CHUNK, h.shape[-1]))
+    h = ops.stack(states(steps, h), axis=2)
+    h = ops.reshape(h, (-1, count * CHUNK, h.shape[-1]))
     return h[:, :length]

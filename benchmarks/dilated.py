@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from dilated_rnn import DilatedRNN
-from recurrence import medians, processor
+from recurrence import conditions, medians
 
 LAYERS, UNITS = 9, 20
 
@@ -179,9 +179,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     print(
         f"B = {args.batch}, T = {args.time_steps}, {LAYERS} layers of {UNITS}, "
-        f"float32, median of {args.rounds}; {processor()}, TensorFlow "
-        f"{tf.__version__}, Keras {keras.__version__}"
-        f"{', jit_compile=True' if args.jit else ''}\n"
+        f"{conditions(args)}"
     )
     case = args.batch, args.time_steps, args.rounds, args.jit
     compare(*case)

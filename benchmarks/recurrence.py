@@ -91,6 +91,29 @@ def processor():
     return f"{name}, {os.cpu_count()} cores"
 
 
+def parser(description, rounds):
+    """An ArgumentParser for the sizes, and for how they are timed."""
+    result = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--batch", type=int, default=32)
+    result.add_argument("--time-steps", type=int, default=784)
+    result.add_argument("--units", type=int, default=128)
+    result.add_argument("--rounds", type=int, default=rounds)
+    result.add_argument("--jit", action="store_true", help="jit_compile=True")
+    return result
+
+
+def conditions(args):
+    """How, where and with what the figures below were measured."""
+    return (
+        f"float32, median of {args.rounds}; {processor()}, TensorFlow "
+        f"{tf.__version__}, Keras {keras.__version__}"
+        f"{', jit_compile=True' if args.jit else ''}\n"
+    )
+
+
 def compare(layers, unit, args, x, weights):
     """Print a table; {(name, "forward" or "both"): seconds}."""
     calls = {}
@@ -114,25 +137,12 @@ def compare(layers, unit, args, x, weights):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--time-steps", type=int, default=784)
-    parser.add_argument("--units", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--jit", action="store_true", help="jit_compile=True")
-    args = parser.parse_args(argv)
+    args = parser(__doc__, rounds=30).parse_args(argv)
 
     shape = (args.batch, args.time_steps, args.units)
     rng = np.random.default_rng(0)
     x, weights = tf.constant(rng.normal(size=(2, *shape)), tf.float32)
-    print(
-        f"(B, T, N) = {shape}, float32, median of {args.rounds}; "
-        f"{processor()}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
-        f"{', jit_compile=True' if args.jit else ''}\n"
-    )
+    print(f"(B, T, N) = {shape}, {conditions(args)}")
     seconds = compare(LAYERS, "Dense", args, x, weights)
     for name in ("LSTM", "RNN(IndRNNCell)"):
         ratio = seconds[name, "both"] / seconds["IndRNN", "both"]

@@ -9,14 +9,12 @@ network that remembers nothing) or LSTM layers. All are timed in one process,
 round robin; a figure is the median.
 """
 
-import argparse
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from deep_ind_rnn import stacked_ind_rnn
-from recurrence import medians, processor
+from recurrence import conditions, medians, parser
 
 
 def plain(args, layer):
@@ -62,17 +60,9 @@ def make_step(model, jit):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--time-steps", type=int, default=784)
-    parser.add_argument("--units", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--jit", action="store_true", help="jit_compile=True")
-    args = parser.parse_args(argv)
+    options = parser(__doc__, rounds=10)
+    options.add_argument("--layers", type=int, default=6)
+    args = options.parse_args(argv)
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(args.batch, args.time_steps, 1))
@@ -86,9 +76,7 @@ def main(argv=None):
 
     print(
         f"{args.layers} layers, (B, T, N) = "
-        f"({args.batch}, {args.time_steps}, {args.units}), float32, median of "
-        f"{args.rounds}; {processor()}, TensorFlow {tf.__version__}, Keras "
-        f"{keras.__version__}{', jit_compile=True' if args.jit else ''}\n"
+        f"({args.batch}, {args.time_steps}, {args.units}), {conditions(args)}"
     )
     print("| network | training step, ms | x Dense |")
     print("|---|---|---|")

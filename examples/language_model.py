@@ -111,8 +111,7 @@ class Segments:
 
     A pass starts at a random place and goes on in segments of random lengths:
     most of about `time_steps`, one in twenty of about half as many (arXiv
-    1910.06251). They are rounded to tenths of `time_steps`, for XLA compiles
-    a program for each length.
+    1910.06251). They are rounded to tenths of `time_steps`.
 
     Arguments:
         length: Of the rows.
