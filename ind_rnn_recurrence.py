@@ -13,6 +13,8 @@ On TensorFlow and JAX. Axis letters: B batch, T time, N units.
 import contextlib
 import functools
 import itertools
+import math
+import os
 
 import keras
 import numpy as np
@@ -27,6 +29,9 @@ elif keras.backend.backend() == "jax":
 RELU, LINEAR = keras.activations.relu, keras.activations.linear
 # Steps that become one map in the parallel form.
 CHUNK = 8
+# At most so many parts of a batch go side by side, and none of arrays that are
+# smaller, where an unknown size counts as 32.
+PARTS, SMALL = 8, 2**20
 # Unknown lengths are padded to one of these, for each needs programs.
 LENGTHS = 2 ** np.arange(4, 31, dtype="int32")
 
@@ -96,6 +101,8 @@ def recurrence(a, u, b, h0, *, activation, implementation="auto", **options):
         return _one_step(a, u, b, h0, **options)
     if _is_parallel(implementation, activation, length):
         passes = _parallel_forward, _parallel_backward
+    elif parts := _parts(a.shape):
+        passes = _forward_in_parts(parts), _backward_in_parts(parts)
     else:
         passes = _forward, _backward
     if length is not None:
@@ -283,6 +290,65 @@ def _backward(
     return tuple(
         map(ops.cast, (da, ops.sum(du, 0), ops.sum(db, 0), dh0), types)
     )
+
+
+# A program of XLA's loops in one thread. Side by side, on parts of the batch,
+# several use all cores; that pays, though their results must be joined.
+
+
+def _parts(shape):
+    """Into how many parts to split (B, T, N); 0 where that does not pay."""
+    if not tf or tf.executing_eagerly() or _on_gpu():
+        return 0
+    # Within a larger program of XLA's, loops run one after another.
+    if tf.__internal__.get_enclosing_xla_context() is not None:
+        return 0
+    threads = tf.config.threading.get_inter_op_parallelism_threads()
+    count = min(threads or os.cpu_count(), shape[0] or PARTS, PARTS)
+    small = math.prod(size or 32 for size in shape) < SMALL
+    return 0 if count == 1 or small else count
+
+
+def _split(count, *arrays):
+    """A tuple for each part: its rows of the arrays, some of which are None."""
+    rows = arrays[0].shape[0] or tf.shape(arrays[0])[0]
+    sizes = [(rows + part) // count for part in range(count)]
+    return zip(
+        *(
+            [None] * count if array is None else tf.split(array, sizes)
+            for array in arrays
+        )
+    )
+
+
+def _forward_in_parts(count):
+    def forward(a, u, b, h0, *, dropout, mask, **options):
+        parts = _split(count, a, h0, dropout, mask)
+        return tf.concat(
+            [
+                _forward(a, u, b, h0, dropout=dropout, mask=mask, **options)
+                for a, h0, dropout, mask in parts
+            ],
+            axis=0,
+        )
+
+    return forward
+
+
+def _backward_in_parts(count):
+    def backward(g, h, u, b, h0, a=None, *, dropout, mask, **options):
+        parts = _split(count, g, h, h0, a, dropout, mask)
+        da, du, db, dh0 = zip(
+            *(
+                _backward(
+                    g, h, u, b, h0, a, dropout=dropout, mask=mask, **options
+                )
+                for g, h, h0, a, dropout, mask in parts
+            )
+        )
+        return tf.concat(da, 0), sum(du), sum(db), tf.concat(dh0, 0)
+
+    return backward
 
 
 def _wide(x, activation):

@@ -224,6 +224,75 @@ def test_automatic_choice(monkeypatch, activation, time, fits, on_gpu):
         assert found is expected
 
 
+@pytest.mark.parametrize(
+    "mode, batch",
+    [("function", B), ("function", 1), ("unknown", B), ("unknown", 1)],
+)
+@pytest.mark.parametrize(
+    "activation, mask", [("relu", None), ("relu", "holes"), (softsign, "left")]
+)
+def test_parts_of_a_batch(monkeypatch, mode, batch, activation, mask):
+    """Three of them, of unequal sizes; of an unknown batch some are empty."""
+    monkeypatch.setattr(ind_rnn_recurrence, "PARTS", 3)
+    monkeypatch.setattr(ind_rnn_recurrence, "SMALL", 0)
+    monkeypatch.setattr(ind_rnn_recurrence.os, "cpu_count", lambda: 3)
+    sizes = []
+    forward = ind_rnn_recurrence._forward
+
+    def spy(a, *arguments, **options):
+        sizes.append(a.shape[0])
+        return forward(a, *arguments, **options)
+
+    monkeypatch.setattr(ind_rnn_recurrence, "_forward", spy)
+    case = {
+        "activation": activation,
+        "mask": mask,
+        "go_backwards": mask == "left",
+        "recurrent_dropout": 0.4,
+        "initial_state": mask is not None,
+        "return_sequences": True,
+        "return_state": True,
+    }
+    fused, loop = pair(case)
+    values = inputs(case, batch=batch)
+    expected = computed(loop, *values)
+    assert_same(compiled(fused, mode, values)(*values), expected)
+    if mode == "unknown":
+        assert sizes == [None] * 3
+    else:
+        assert sizes == ([1, 1, 2] if batch == B else [1])
+
+
+@pytest.mark.parametrize(
+    "shape, threads, parts",
+    [
+        ((32, 784, 128), 2, 2),
+        ((32, 784, 128), 1, 0),
+        ((32, 784, 128), 64, ind_rnn_recurrence.PARTS),
+        ((None, 784, 128), 2, 2),
+        ((3, 100_000, 128), 4, 3),
+        ((1, 100_000, 128), 2, 0),
+        ((32, 50, 300), 2, 0),
+        ((None, None, 128), 2, 0),
+    ],
+)
+def test_number_of_parts(monkeypatch, shape, threads, parts):
+    monkeypatch.setattr(ind_rnn_recurrence.os, "cpu_count", lambda: threads)
+
+    def number(compiled):
+        found = []
+        tf.function(
+            lambda: found.append(ind_rnn_recurrence._parts(shape)),
+            jit_compile=compiled,
+        )()
+        return found[0]
+
+    assert number(False) == parts
+    # One thread is all that there is for a program of XLA's.
+    assert number(True) == 0
+    assert ind_rnn_recurrence._parts(shape) == 0  # eagerly
+
+
 @pytest.mark.parametrize("go_backwards", [False, True])
 def test_a_stream_of_200_lengths_needs_few_programs(monkeypatch, go_backwards):
     seen = set()
