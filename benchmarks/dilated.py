@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from dilated_rnn import DilatedRNN
-from recurrence import conditions, medians
+from timing import add_jit, conditions, medians
 
 LAYERS, UNITS = 9, 20
 
@@ -167,7 +167,7 @@ def main(argv=None):
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--time-steps", type=int, default=784)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--jit", action="store_true", help="jit_compile=True")
+    add_jit(parser)
     parser.add_argument(
         "--lengths",
         type=int,

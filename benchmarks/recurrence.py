@@ -8,18 +8,13 @@ that the loss itself costs next to nothing. Then the recurrence alone, without
 a matrix product, in its two forms, beside ReLU: one pass over the array.
 """
 
-import argparse
-import os
-import pathlib
-import platform
-import time
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
+from timing import add_jit, conditions, medians, parser
 
 LAYERS = {
     "Dense + ReLU": lambda n: keras.layers.Dense(n, "relu"),
@@ -67,53 +62,6 @@ def make_calls(layer, x, weights, jit):
     return forward, both
 
 
-def medians(calls, x, rounds):
-    """Median seconds of each call, taking turns."""
-    seconds = {name: [] for name in calls}
-    for call in calls.values():
-        for _ in range(3):
-            call(x)
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call(x)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: float(np.median(times)) for name, times in seconds.items()}
-
-
-def processor():
-    """Name and number of the processors, as far as the system tells."""
-    name, path = platform.processor(), pathlib.Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(": ")[1]
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def parser(description, rounds):
-    """An ArgumentParser for the sizes, and for how they are timed."""
-    result = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument("--batch", type=int, default=32)
-    result.add_argument("--time-steps", type=int, default=784)
-    result.add_argument("--units", type=int, default=128)
-    result.add_argument("--rounds", type=int, default=rounds)
-    result.add_argument("--jit", action="store_true", help="jit_compile=True")
-    return result
-
-
-def conditions(args):
-    """How, where and with what the figures below were measured."""
-    return (
-        f"float32, median of {args.rounds}; {processor()}, TensorFlow "
-        f"{tf.__version__}, Keras {keras.__version__}"
-        f"{', jit_compile=True' if args.jit else ''}\n"
-    )
-
-
 def compare(layers, unit, args, x, weights):
     """Print a table; {(name, "forward" or "both"): seconds}."""
     calls = {}
@@ -137,7 +85,9 @@ def compare(layers, unit, args, x, weights):
 
 
 def main(argv=None):
-    args = parser(__doc__, rounds=30).parse_args(argv)
+    options = parser(__doc__, rounds=30)
+    add_jit(options)
+    args = options.parse_args(argv)
 
     shape = (args.batch, args.time_steps, args.units)
     rng = np.random.default_rng(0)
@@ -148,7 +98,17 @@ def main(argv=None):
         ratio = seconds[name, "both"] / seconds["IndRNN", "both"]
         print(f"\nforward + backward, {name} / IndRNN: {ratio:.1f}")
     print()
-    compare(ALONE, "ReLU", args, x, weights)
+    seconds = compare(ALONE, "ReLU", args, x, weights)
+    array = 4 * x.shape.num_elements()
+    bandwidth = 2 * array / seconds["ReLU", "forward"]
+    # Read a and write h; then read h and its gradient and write that of a.
+    forward, both = (count * array / bandwidth for count in (2, 5))
+    print(
+        f"\nThe ReLU pass moves {bandwidth / 1e9:.1f} GB/s. What the "
+        f"recurrence must move, {2 * array / 1e6:.0f} and "
+        f"{5 * array / 1e6:.0f} MB, takes {1e3 * forward:.1f} and "
+        f"{1e3 * both:.1f} ms of that."
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from deep_ind_rnn import stacked_ind_rnn
-from recurrence import conditions, medians, parser
+from timing import add_jit, conditions, medians, parser
 
 
 def plain(args, layer):
@@ -61,8 +61,13 @@ def make_step(model, jit):
 
 def main(argv=None):
     options = parser(__doc__, rounds=10)
+    add_jit(options)
     options.add_argument("--layers", type=int, default=6)
+    options.add_argument(
+        "--policy", default="float32", help="mixed_bfloat16, mixed_float16"
+    )
     args = options.parse_args(argv)
+    keras.config.set_dtype_policy(args.policy)
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(args.batch, args.time_steps, 1))

@@ -1,0 +1,102 @@
+"""Time of one step, as on a stream, and of whole sequences, for B = 1.
+
+    python benchmarks/inference.py
+
+Two layers of 128 units. A step is one call, from Python, of a compiled function
+from (x_t, states) to (y_t, states); "in a loop" is a step of the same function
+inside a loop of TensorFlow's; "whole" is a step of a sequence in one call. All
+are timed in one process, round robin; a figure is the median.
+"""
+
+import keras
+import tensorflow as tf
+
+from ind_rnn import IndRNN
+from timing import conditions, medians, parser
+
+LAYERS = {
+    "IndRNN": IndRNN,
+    "SimpleRNN": keras.layers.SimpleRNN,
+    "GRU": keras.layers.GRU,
+    "LSTM": keras.layers.LSTM,
+}
+
+
+def calls(layer, args):
+    """A step, steps in a loop, and a whole sequence, of two such layers."""
+    layers = [
+        layer(args.units, return_sequences=True, return_state=True)
+        for _ in range(2)
+    ]
+    x = tf.fill((args.batch, args.time_steps, args.units), 0.1)
+    states = []
+    for layer in layers:
+        layer(x[:, :1])
+        size = layer.cell.state_size
+        sizes = [size] if isinstance(size, int) else size
+        states.append([tf.zeros((args.batch, size)) for size in sizes])
+
+    def run(x, states):
+        after = []
+        for layer, state in zip(layers, states, strict=True):
+            x, *state = layer(x, initial_state=state)
+            after.append(state)
+        return x, after
+
+    step = tf.function(run)
+
+    @tf.function
+    def loop(x):
+        def body(t, states, outputs):
+            y, states = run(x[:, t, None], states)
+            return t + 1, states, outputs.write(t, y[:, 0])
+
+        outputs = tf.TensorArray("float32", args.time_steps)
+        _, _, outputs = tf.while_loop(
+            lambda t, *_: t < args.time_steps, body, (0, states, outputs)
+        )
+        return outputs.stack()
+
+    @tf.function
+    def whole(x):
+        return run(x, states)[0]
+
+    return {
+        "step": lambda x: step(x[:, :1], states),
+        "loop": loop,
+        "whole": whole,
+    }
+
+
+def main(argv=None):
+    options = parser(__doc__, rounds=30)
+    options.set_defaults(batch=1, time_steps=1000)
+    args = options.parse_args(argv)
+    x = tf.fill((args.batch, args.time_steps, args.units), 0.1)
+    seconds = medians(
+        {
+            (name, part): call
+            for name, layer in LAYERS.items()
+            for part, call in calls(layer, args).items()
+        },
+        x,
+        args.rounds,
+    )
+    print(
+        f"Two layers, (B, T, N) = ({args.batch}, {args.time_steps}, "
+        f"{args.units}), {conditions(args)}\n"
+        "| layer | a step, us | in a loop, us | whole, us a step "
+        "| whole, ms |\n|---|---|---|---|---|"
+    )
+    for name in LAYERS:
+        step, loop, whole = (
+            1e6 * seconds[name, part] for part in ("step", "loop", "whole")
+        )
+        print(
+            f"| {name} | {step:.0f} | {loop / args.time_steps:.1f} "
+            f"| {whole / args.time_steps:.2f} | {whole / 1e3:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

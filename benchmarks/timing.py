@@ -1,0 +1,63 @@
+"""What the benchmarks share: turns and medians, options, and conditions."""
+
+import argparse
+import importlib.metadata
+import os
+import pathlib
+import platform
+import time
+
+import numpy as np
+
+
+def medians(calls, x, rounds):
+    """Median seconds of each call on x, taking turns."""
+    seconds = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(3):
+            call(x)
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(x)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(times)) for name, times in seconds.items()}
+
+
+def parser(description, rounds):
+    """An ArgumentParser for the sizes, and for how they are timed."""
+    result = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--batch", type=int, default=32)
+    result.add_argument("--time-steps", type=int, default=784)
+    result.add_argument("--units", type=int, default=128)
+    result.add_argument("--rounds", type=int, default=rounds)
+    return result
+
+
+def add_jit(options):
+    options.add_argument("--jit", action="store_true", help="jit_compile=True")
+
+
+def conditions(args, packages=("tensorflow", "keras")):
+    """How, where and with what the figures below were measured."""
+    parts = [
+        getattr(args, "policy", "float32"),
+        f"median of {args.rounds}; {processor()}",
+        *(f"{name} {importlib.metadata.version(name)}" for name in packages),
+    ]
+    if getattr(args, "jit", False):
+        parts.append("jit_compile=True")
+    return ", ".join(parts) + "\n"
+
+
+def processor():
+    """Name and number of the processors, as far as the system tells."""
+    name, path = platform.processor(), pathlib.Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(": ")[1]
+    return f"{name}, {os.cpu_count()} cores"
