@@ -562,7 +562,7 @@ def _recurrence(a, u, h0, activation):
 
 
 def _forward(a, u, h0, activation):
-    length = tf.shape(a)[0]
+    length = ops.shape(a)[0]
     inputs = tf.TensorArray(a.dtype, length).unstack(a)
     outputs = tf.TensorArray(a.dtype, length, element_shape=h0.shape)
 
@@ -586,7 +586,7 @@ def _backward(g, h, u, h0, activation):
         delta_t = activation'(z_t) * (g_t + delta_{t+1} @ u^T), that of a_t
         du = sum over t of h_{t-1}^T @ delta_t
     """
-    length, units = tf.shape(h)[0], h.shape[-1]
+    length, _, units = ops.shape(h)
     gradients = tf.TensorArray(h.dtype, length).unstack(g)
     states = tf.TensorArray(h.dtype, length).unstack(h)
     deltas = tf.TensorArray(h.dtype, length, element_shape=h0.shape)

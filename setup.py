@@ -26,6 +26,7 @@ setuptools.setup(
     extras_require={
         "examples": ["matplotlib"],
         "test": [
+            "ai-edge-litert",
             "hypothesis",
             "matplotlib",
             "pytest",

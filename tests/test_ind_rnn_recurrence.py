@@ -3,8 +3,6 @@
 import functools
 import itertools
 import re
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -12,9 +10,8 @@ import pytest
 import tensorflow as tf
 
 import ind_rnn_recurrence
-from deep_ind_rnn import residual_ind_rnn
 from ind_rnn import IndRNN
-from ind_rnn_recurrence import CHUNK, LENGTHS, without_xla
+from ind_rnn_recurrence import CHUNK, LENGTHS
 from pairs import (
     AXES,
     B,
@@ -352,50 +349,6 @@ def operations(function):
         nodes += inner.node_def
         assert not inner.attr["_XlaMustCompile"].b
     return {node.op for node in nodes}
-
-
-def test_without_xla():
-    model = residual_ind_rnn((5, 3), units=4, num_blocks=1)
-    x = data(2, 5, 3).astype("float32")
-    expected = model(x)
-    with without_xla():
-        traced = tf.function(model).get_concrete_function(
-            tf.TensorSpec((None, 5, 3))
-        )
-    assert not [name for name in operations(traced) if "Xla" in name]
-    np.testing.assert_allclose(traced(x), expected, atol=1e-6)
-    fused = tf.function(model).get_concrete_function(
-        tf.TensorSpec((None, 5, 3))
-    )
-    with pytest.raises(AssertionError):
-        operations(fused)
-
-
-LOAD = """
-import sys
-
-import numpy as np
-import tensorflow as tf
-
-served = tf.saved_model.load(sys.argv[1])
-np.save(sys.argv[2], served.serve(np.load(sys.argv[3])))
-assert not [name for name in sys.modules if "ind_rnn" in name]
-"""
-
-
-def test_exported_model_needs_nothing_of_ours(tmp_path):
-    model = residual_ind_rnn((5, 3), units=4, num_blocks=1, num_outputs=2)
-    x = data(2, 5, 3).astype("float32")
-    np.save(tmp_path / "x.npy", x)
-    with without_xla():
-        model.export(tmp_path / "served", verbose=False)
-    subprocess.run(
-        [sys.executable, "-c", LOAD]
-        + [str(tmp_path / name) for name in ("served", "y.npy", "x.npy")],
-        cwd=tmp_path,
-        check=True,
-    )
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model(x), atol=1e-6)
 
 
 def test_one_step_needs_no_program():

@@ -1,0 +1,375 @@
+"""Models in files: saved, exported, converted, fed by steps, and broken."""
+
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from tensorflow.core.protobuf import saved_model_pb2
+
+from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
+from dilated_rnn import DilatedRNN, dilated_rnn
+from ind_rnn import IndRNN
+from ind_rnn_cell import IndRNNCell
+from ind_rnn_recurrence import without_xla
+from pairs import data
+
+B, T, F = 2, 9, 3
+
+
+def sequential(*layers, time=T):
+    return keras.Sequential([keras.Input((time, F)), *layers])
+
+
+def deep(network, **options):
+    options |= {"num_outputs": 2, "kernel_initializer": "glorot_uniform"}
+    return network((T, F), **options)
+
+
+MODELS = {
+    "IndRNN": lambda: sequential(
+        IndRNN(5, return_sequences=True, recurrent_max_abs=0.5),
+        IndRNN(4, activation="tanh", go_backwards=True),
+    ),
+    "IndRNN, masked": lambda: sequential(
+        keras.layers.Masking(), IndRNN(4), keras.layers.Dense(2)
+    ),
+    "IndRNN, any T": lambda: sequential(IndRNN(4), time=None),
+    "RNN": lambda: sequential(
+        keras.layers.RNN([IndRNNCell(5), IndRNNCell(4, use_bias=False)])
+    ),
+    "Bidirectional": lambda: sequential(keras.layers.Bidirectional(IndRNN(4))),
+    "DilatedRNN": lambda: sequential(
+        DilatedRNN(
+            [keras.layers.LSTM(4), keras.layers.SimpleRNNCell(5), IndRNN(6)],
+            dilations=[1, 2, 5],
+        ),
+    ),
+    "dilated_rnn": lambda: sequential(dilated_rnn("RNN", [4, 5], [2, 4])),
+    "stacked": lambda: deep(stacked_ind_rnn, units=4, num_layers=2),
+    "residual": lambda: deep(residual_ind_rnn, units=4, num_blocks=1),
+    "dense": lambda: deep(dense_ind_rnn, growth_rate=2, block_sizes=(1,)),
+    "statistics of steps": lambda: deep(
+        stacked_ind_rnn, units=4, num_layers=2, max_steps=6
+    ),
+}
+# Whose recurrences are Keras' own, or those of `DilatedRNN`.
+NEVER_XLA = {"RNN", "dilated_rnn"}
+every_kind = pytest.mark.parametrize("kind", MODELS)
+
+
+@functools.cache
+def model(kind):
+    result = MODELS[kind]()
+    for i, w in enumerate(result.weights):
+        value = data(*w.shape, phase=i, scale=0.7)
+        positive = w.name in ("moving_variance", "trained")
+        w.assign(abs(value) if positive else value)
+    return result
+
+
+def sequences(batch=B, time=T):
+    x = data(batch, time, F).astype("float32")
+    x[0, -2:] = 0  # masked, where there is a mask
+    return x
+
+
+def same(actual, expected, name="", atol=1e-6):
+    expected = np.asarray(expected)
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(actual, expected, 1e-5, atol, err_msg=name)
+
+
+@every_kind
+def test_saved_models_and_weights(kind, tmp_path):
+    x, path = sequences(), tmp_path / "model.weights.h5"
+    expected = model(kind)(x)
+    model(kind).save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), expected)
+
+    model(kind).save_weights(path)
+    other = MODELS[kind]()
+    assert not np.array_equal(other(x), expected)
+    other.load_weights(path)
+    np.testing.assert_array_equal(other(x), expected)
+
+
+def needs_xla(path):
+    """Whether a SavedModel has an operation, or a function, of XLA's."""
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((path / "saved_model.pb").read_bytes())
+    found = set()
+    for graph in (part.graph_def for part in saved.meta_graphs):
+        functions = graph.library.function
+        nodes = [*graph.node, *(n for f in functions for n in f.node_def)]
+        assert functions and nodes
+        found |= {node.op for node in nodes if "Xla" in node.op}
+        found |= {
+            name
+            for thing in (*nodes, *functions)
+            for name in ("_XlaMustCompile", "XlaMustCompile")
+            if thing.attr[name].b
+        }
+    return bool(found)
+
+
+SERVER = """
+import os
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+for name in os.listdir():
+    served = tf.saved_model.load(f"{name}/served")
+    for batch in (2, 5):
+        y = served.serve(np.load(f"{name}/x{batch}.npy"))
+        np.save(f"{name}/y{batch}.npy", y)
+assert not {"ind_rnn", "ind_rnn_cell", "dilated_rnn"} & {*sys.modules}
+"""
+
+
+def test_exported_models_need_nothing_of_ours(tmp_path):
+    """In a process without this library, with batches of any size."""
+    for kind in MODELS:
+        path = tmp_path / kind
+        with without_xla():
+            model(kind).export(path / "served", verbose=False)
+        assert not needs_xla(path / "served"), kind
+        for batch in (2, 5):
+            np.save(path / f"x{batch}.npy", sequences(batch))
+    subprocess.run([sys.executable, "-c", SERVER], cwd=tmp_path, check=True)
+    for kind, batch in itertools.product(MODELS, (2, 5)):
+        y = np.load(tmp_path / kind / f"y{batch}.npy")
+        same(y, model(kind)(sequences(batch)), kind)
+
+
+@pytest.mark.parametrize("kind", ["IndRNN", "DilatedRNN", *sorted(NEVER_XLA)])
+def test_export_without_more_ado(kind, tmp_path):
+    model(kind).export(tmp_path / "served", verbose=False)
+    assert needs_xla(tmp_path / "served") is (kind not in NEVER_XLA)
+
+
+def converted(model, path):
+    """A LiteRT model of builtin operations, as an interpreter's runner."""
+    signature = {
+        h.name: tf.TensorSpec(h.shape, name=h.name) for h in model.inputs
+    }
+    model.export(
+        path, format="litert", input_signature=[signature], verbose=False
+    )
+    assert b"Flex" not in path.read_bytes()
+    return Interpreter(str(path)).get_signature_runner()
+
+
+@pytest.mark.parametrize(
+    "kind", ["IndRNN", "DilatedRNN", "stacked", "statistics of steps"]
+)
+def test_litert(kind, tmp_path):
+    x = keras.Input((T, F), batch_size=B, name="x")
+    with without_xla():
+        served = converted(
+            keras.Model({"x": x}, model(kind)(x)), tmp_path / "model.tflite"
+        )
+    (y,) = served(x=sequences()).values()
+    same(y, model(kind)(sequences()))
+
+
+@pytest.mark.parametrize("kind", ["IndRNN", "DilatedRNN", "stacked"])
+@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")
+def test_onnx(kind, tmp_path):
+    pytest.importorskip("tf2onnx")
+    path = str(tmp_path / "model.onnx")
+    with without_xla():
+        model(kind).export(path, format="onnx", verbose=False)
+    served = pytest.importorskip("onnxruntime").InferenceSession(path)
+    (x,) = served.get_inputs()
+    for batch in (2, 5):
+        (y,) = served.run(None, {x.name: sequences(batch)})
+        same(y, model(kind)(sequences(batch)))
+
+
+def step_of_stack(layers):
+    """The README's: {x_t, states} -> {y_t, states}."""
+    x = keras.Input((1, F), batch_size=1, name="x")
+    y, before, after = x, {"x": x}, {}
+    for layer in layers:
+        if isinstance(layer, IndRNN):
+            name = f"h{len(after)}"
+            before[name] = keras.Input((layer.units,), batch_size=1, name=name)
+            y = layer(y, initial_state=before[name])
+            after[name] = keras.ops.reshape(y, (1, layer.units))
+        else:
+            y = layer(y)
+    return keras.Model(before, {"y": y, **after})
+
+
+def step_of_dilated(layer):
+    x = keras.Input((1, F), batch_size=1, name="x")
+    before = {
+        f"h{index}": keras.Input(size, batch_size=1, name=f"h{index}")
+        for index, size in enumerate(layer.state_size)
+    }
+    y, *after = layer(x, initial_state=list(before.values()))
+    after = dict(zip(before, after, strict=True))
+    return keras.Model({"x": x, **before}, {"y": y, **after})
+
+
+def stack():
+    network = stacked_ind_rnn(
+        (T, F), units=4, num_layers=2, num_outputs=2, return_sequences=True
+    )
+    network.compile("sgd", "mse")
+    network.fit(sequences(), data(B, T, 2), verbose=0)
+    return network, step_of_stack(network.layers[1:])
+
+
+def dilated():
+    layer = DilatedRNN(
+        [keras.layers.LSTM(4), keras.layers.SimpleRNNCell(5), IndRNN(6)],
+        dilations=[1, 2, 5],
+        return_sequences=True,
+        return_state=True,
+    )
+    return lambda x: layer(x)[0], step_of_dilated(layer)
+
+
+@pytest.mark.parametrize("build", [stack, dilated])
+def test_streaming(build, tmp_path):
+    """One step at a time, states carried by hand: as the whole sequence."""
+    x = tf.constant(sequences()[1:])
+    whole, step = build()
+    expected = whole(x)
+    step.export(tmp_path / "served", verbose=False)
+    assert not needs_xla(tmp_path / "served")  # one step is no loop
+    served = tf.saved_model.load(tmp_path / "served")
+    edge = converted(step, tmp_path / "step.tflite")
+
+    def on_edge(inputs):
+        return edge(**{name: np.asarray(h) for name, h in inputs.items()})
+
+    for call in (step, served.serve, on_edge):
+        h = {i.name: tf.zeros(i.shape) for i in step.inputs if i.name != "x"}
+        for t in range(T):
+            h = dict(call({"x": x[:, t : t + 1], **h}))
+            same(h.pop("y"), expected[:, t : t + 1])
+
+
+def tampered(kind, change, path):
+    """The saved model, its config changed in place by `change`."""
+    model(kind).save(path)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    config = json.loads(parts["config.json"])
+    change(config["config"]["layers"][1]["config"])
+    parts["config.json"] = json.dumps(config)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, part in parts.items():
+            file.writestr(name, part)
+    return path
+
+
+MARK = "a_file_was_executed"
+# What a file may try: a marshalled lambda, a function and a class of a
+# module, classes that nobody knows.
+INTRUDERS = {
+    "lambda": lambda: keras.saving.serialize_keras_object(
+        lambda x: open(MARK, "w")
+    ),
+    "Lambda": lambda: keras.saving.serialize_keras_object(
+        keras.layers.Lambda(lambda x: open(MARK, "w"))
+    ),
+    "function": lambda: {
+        "module": "os",
+        "class_name": "function",
+        "config": "system",
+        "registered_name": "system",
+    },
+    "class": lambda: {
+        "module": "subprocess",
+        "class_name": "Popen",
+        "config": {"args": ["touch", MARK]},
+        "registered_name": None,
+    },
+    "unknown": lambda: {
+        "module": None,
+        "class_name": "Unknown",
+        "config": {},
+        "registered_name": "ind_rnn>Unknown",
+    },
+}
+# Where a config of ours names functions and classes.
+PLACES = {
+    "activation": ("IndRNN", lambda c: c, "activation"),
+    "initializer": ("IndRNN", lambda c: c, "recurrent_initializer"),
+    "cell": ("RNN", lambda c: c["cell"]["config"]["cells"], 0),
+    "dilated": ("DilatedRNN", lambda c: c["cells"], 0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized:UserWarning")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("intruder", INTRUDERS)
+def test_loading_executes_nothing(intruder, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kind, find, key = PLACES[place]
+
+    def intrude(config):
+        find(config)[key] = INTRUDERS[intruder]()
+
+    path = tampered(kind, intrude, tmp_path / "model.keras")
+    with pytest.raises((TypeError, ValueError)) as error:
+        keras.models.load_model(path)
+    words = {"lambda": "lambda", "Lambda": "lambda", "unknown": "Unknown"}
+    assert words.get(intruder, "") in str(error.value)
+    assert os.listdir() == ["model.keras"]
+
+
+def test_broken_model_files(tmp_path):
+    """An exception, or, where the damage does not matter, the model."""
+    path, x = tmp_path / "model.keras", sequences()
+    model("IndRNN").save(path)
+    expected, whole = model("IndRNN")(x), path.read_bytes()
+    size = len(whole)
+    broken = [b"", b"no model" * 100, *(whole[:-n] for n in (1, 25, size // 2))]
+    for place in range(0, size, size // 40):
+        flipped = bytes(255 - byte for byte in whole[place : place + 8])
+        broken.append(whole[:place] + flipped + whole[place + 8 :])
+    refused = 0
+    for content in broken:
+        path.write_bytes(content)
+        try:
+            loaded = keras.models.load_model(path)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            assert str(error)
+            refused += 1
+        else:
+            np.testing.assert_array_equal(loaded(x), expected)
+        assert path.read_bytes() == content
+    assert refused >= 10
+
+
+def test_foreign_and_broken_weights(tmp_path):
+    own = MODELS["IndRNN"]()
+    for name, other in {
+        "units": sequential(IndRNN(6, return_sequences=True), IndRNN(4)),
+        "class": sequential(keras.layers.GRU(5), keras.layers.Dense(4)),
+    }.items():
+        path = tmp_path / f"{name}.weights.h5"
+        other.save_weights(path)
+        with pytest.raises(ValueError, match="could not be loaded|expected"):
+            own.load_weights(path)
+    whole = path.read_bytes()
+    for content in (b"", b"no weights" * 100, whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match="open file"):
+            own.load_weights(path)
