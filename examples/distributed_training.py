@@ -159,7 +159,9 @@ def resume(args, strategy, checkpoint):
         try:
             latest = tf.train.latest_checkpoint(out / "checkpoints")
             checkpoint.restore(latest).assert_consumed()
-        except (tf.errors.OpError, AssertionError, ValueError) as error:
+        except (
+            tf.errors.OpError, AssertionError, IndexError, ValueError
+        ) as error:  # fmt: skip
             raise experiment.UserError(
                 f"{out} cannot be resumed: {error}"
             ) from error
