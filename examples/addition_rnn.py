@@ -66,8 +66,8 @@ def build_model(args):
     return model
 
 
-def parse(argv):
-    parser = experiment.parser(__doc__, "addition_rnn")
+def add_arguments(parser):
+    """Add the arguments of the task, the network and its training."""
     count = experiment.count(1)
     for flag, default, text, kind in (
         ("--time-steps", 100, "length of a sequence", experiment.count(2)),
@@ -96,6 +96,11 @@ def parse(argv):
         ),
     ):
         experiment.option(parser, flag, default, text, type=kind)
+
+
+def parse(argv):
+    parser = experiment.parser(__doc__, "addition_rnn")
+    add_arguments(parser)
     return parser.parse_args(argv)
 
 

@@ -267,13 +267,9 @@ def train(
     if model is None:
         keras.utils.set_random_seed(args.seed)
         model = build()
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {out}: {error}") from error
+        begin(args, out)
         for name in ("checkpoint.keras", "best.keras"):
             (out / name).unlink(missing_ok=True)
-        _write(out / "arguments.json", json.dumps(vars(args), indent=2))
     while len(history) < args.epochs and not enough(history):
         epoch = len(history)
         start = time.perf_counter()
@@ -307,11 +303,20 @@ def train(
             }
         )
         # The history first: a resumed run drops what is ahead of its model.
-        _write_history(out / "history.csv", history)
+        write_history(out, history)
         if best and history[-1][best] == min(row[best] for row in history):
             _save(model, out / "best.keras")
         _save(model, out / "checkpoint.keras")
     return model, history
+
+
+def begin(args, out):
+    """Make the directory `out`, a path, and write arguments.json."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error}") from error
+    _write(out / "arguments.json", json.dumps(vars(args), indent=2))
 
 
 def finish(args, history, metrics, curves, baseline=None, log=False):
@@ -369,16 +374,35 @@ def _resume(out, arguments, afterwards):
     if not checkpoint.exists():
         return None, []
     try:
-        started = json.loads((out / "arguments.json").read_text())
         model = keras.models.load_model(checkpoint)
+    except (
+        OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile
+    ) as error:  # fmt: skip
+        raise UserError(f"{out} cannot be resumed: {error}") from error
+    steps = int(model.optimizer.iterations)
+    return model, resumed_history(out, arguments, steps, afterwards)
+
+
+def resumed_history(out, arguments, steps, afterwards=()):
+    """The history up to a step, of a run with the same arguments.
+
+    Arguments:
+        out: The path of its results.
+        arguments: A dict of those it is resumed with.
+        steps: Those that its checkpoint has behind it.
+        afterwards: As in `train`.
+
+    Raises:
+        UserError: If other arguments differ, or a file cannot be read.
+    """
+    try:
+        started = json.loads((out / "arguments.json").read_text())
         with open(out / "history.csv", newline="") as file:
             history = [
                 {key: float(value) for key, value in row.items()}
                 for row in csv.DictReader(file)
             ]
-    except (
-        OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile
-    ) as error:  # fmt: skip
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{out} cannot be resumed: {error}") from error
     changed = [
         f"{name} was {started.get(name)}, is {value}"
@@ -391,11 +415,10 @@ def _resume(out, arguments, afterwards):
             "--resume needs the arguments of the first start: "
             + "; ".join(changed)
         )
-    steps = int(model.optimizer.iterations)
     history = [row for row in history if row["steps"] <= steps]
     for row in history:
         row.update(epoch=int(row["epoch"]), steps=int(row["steps"]))
-    return model, history
+    return history
 
 
 def _seed(model, entropy):
@@ -406,7 +429,9 @@ def _seed(model, entropy):
             variable.assign(rng.integers(2**31, size=variable.shape))
 
 
-def _write_history(path, history):
+def write_history(out, history):
+    """Write history.csv, the dicts of all epochs, into the path `out`."""
+    path = out / "history.csv"
     temporary = path.with_name("_" + path.name)
     with open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, history[-1])
