@@ -68,6 +68,17 @@ class RecurrentBound(keras.constraints.Constraint):
         }
 
 
+class _Bounded(keras.constraints.Constraint):
+    """Another constraint, or None, and then the bound."""
+
+    def __init__(self, constraint, bound):
+        self.constraint = constraint
+        self.bound = bound
+
+    def __call__(self, w):
+        return self.bound(w if self.constraint is None else self.constraint(w))
+
+
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class IndRNNCell(keras.layers.SimpleRNNCell):
     """One step of an IndRNN: each neuron remembers only itself.
@@ -226,7 +237,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             name="recurrent_kernel",
             initializer=self._initialize_recurrent_kernel,
             regularizer=self.recurrent_regularizer,
-            constraint=self._constrain_recurrent_kernel,
+            constraint=_Bounded(self.recurrent_constraint, self.bound),
         )
         if self.use_bias:
             self.bias = self.add_weight(
@@ -288,11 +299,6 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
 
     def _initialize_recurrent_kernel(self, shape, dtype=None):
         return self.bound(self.recurrent_initializer(shape, dtype=dtype))
-
-    def _constrain_recurrent_kernel(self, w):
-        if self.recurrent_constraint is not None:
-            w = self.recurrent_constraint(w)
-        return self.bound(w)
 
     def _check_input(self, shape):
         if len(shape) != 2:

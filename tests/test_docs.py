@@ -31,7 +31,7 @@ def test_ci_calls_the_test_command():
 def test_snippets_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    assert len(blocks("python")) == 12
+    assert len(blocks("python")) == 13
     for snippet in blocks("python"):
         exec(snippet, names)
     assert names["model"].count_params() == 18314
@@ -41,6 +41,24 @@ def test_snippets_run_in_order(tmp_path, monkeypatch):
         for name in ("network", "deeper", "densest")
     ]
     assert weights == [86410, 170890, 256514]
+
+    check_weights_of_pytorch(**names)
+
+
+def check_weights_of_pytorch(
+    linear_weight, linear_bias, weight_hh, moved, recurrent, **_
+):
+    """relu(linear(x_t) + weight_hh * h), over time-major sequences."""
+    x = np.sin(1 + np.arange(5 * 3 * 4)).reshape(5, 3, 4)  # (T, B, F)
+    inputs = x @ linear_weight.T + linear_bias
+    h, outputs = np.zeros((3, 32)), []
+    for input_t in inputs:
+        h = np.maximum(input_t + weight_hh * h, 0)
+        outputs.append(h)
+    found = np.swapaxes(moved(np.swapaxes(x, 0, 1)), 0, 1)
+    np.testing.assert_allclose(found, outputs, atol=1e-5)
+    found = recurrent(np.swapaxes(inputs, 0, 1))
+    np.testing.assert_allclose(found, h, atol=1e-5)
 
 
 def test_tf1_snippet_runs():
