@@ -263,7 +263,7 @@ def train(
     out = pathlib.Path(args.out)
     model, history = None, []
     if args.resume:
-        model, history = _resume(out, vars(args), afterwards)
+        model, history = _resume(out, build, vars(args), afterwards)
     if model is None:
         keras.utils.set_random_seed(args.seed)
         model = build()
@@ -363,7 +363,7 @@ def save_figure(figure, path):
     print(path)
 
 
-def _resume(out, arguments, afterwards):
+def _resume(out, build, arguments, afterwards):
     """The checkpointed model and its history, or (None, []) without one."""
     checkpoint = out / "checkpoint.keras"
     if not checkpoint.exists():
@@ -391,11 +391,20 @@ def _resume(out, arguments, afterwards):
             "--resume needs the arguments of the first start: "
             + "; ".join(changed)
         )
+    if _kind(model) != _kind(build()):
+        raise UserError(
+            f"{out} cannot be resumed: checkpoint.keras holds another network "
+            "or optimizer"
+        )
     steps = int(model.optimizer.iterations)
     history = [row for row in history if row["steps"] <= steps]
     for row in history:
         row.update(epoch=int(row["epoch"]), steps=int(row["steps"]))
     return model, history
+
+
+def _kind(model):
+    return [w.shape for w in model.weights], type(model.optimizer)
 
 
 def _seed(model, entropy):
