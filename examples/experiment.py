@@ -263,7 +263,7 @@ def train(
     out = pathlib.Path(args.out)
     model, history = None, []
     if args.resume:
-        model, history = _resume(out, vars(args), afterwards)
+        model, history = _resume(out, build, vars(args), afterwards)
     if model is None:
         keras.utils.set_random_seed(args.seed)
         model = build()
@@ -368,7 +368,7 @@ def save_figure(figure, path):
     print(path)
 
 
-def _resume(out, arguments, afterwards):
+def _resume(out, build, arguments, afterwards):
     """The checkpointed model and its history, or (None, []) without one."""
     checkpoint = out / "checkpoint.keras"
     if not checkpoint.exists():
@@ -379,8 +379,14 @@ def _resume(out, arguments, afterwards):
         OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile
     ) as error:  # fmt: skip
         raise UserError(f"{out} cannot be resumed: {error}") from error
-    steps = int(model.optimizer.iterations)
-    return model, resumed_history(out, arguments, steps, afterwards)
+    steps = int(model.optimizer.iterations) if model.optimizer else 0
+    history = resumed_history(out, arguments, steps, afterwards)
+    if _kind(model) != _kind(build()):
+        raise UserError(
+            f"{out} cannot be resumed: checkpoint.keras holds another network "
+            "or optimizer"
+        )
+    return model, history
 
 
 def resumed_history(out, arguments, steps, afterwards=()):
@@ -419,6 +425,10 @@ def resumed_history(out, arguments, steps, afterwards=()):
     for row in history:
         row.update(epoch=int(row["epoch"]), steps=int(row["steps"]))
     return history
+
+
+def _kind(model):
+    return [w.shape for w in model.weights], type(model.optimizer)
 
 
 def _seed(model, entropy):

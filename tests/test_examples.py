@@ -147,15 +147,32 @@ def test_resume_refuses_other_arguments(tmp_path, capsys):
     assert "seed was 1, is 2" in error and len(error.splitlines()) == 1
 
 
-def test_resume_refuses_a_broken_checkpoint(tmp_path, capsys):
+@pytest.mark.filterwarnings("ignore:The object being serialized:UserWarning")
+def test_resume_refuses_broken_and_foreign_checkpoints(tmp_path, capsys):
     argv = [*ADDITION, "--epochs", "1", "--out", str(tmp_path)]
     addition_rnn.main(argv)
     checkpoint = tmp_path / "checkpoint.keras"
-    broken = checkpoint.read_bytes()[:1000]
-    checkpoint.write_bytes(broken)
-    code, error = run(addition_rnn, [*argv, "--resume"], capsys)
-    assert code == 2 and "cannot be resumed" in error
-    assert checkpoint.read_bytes() == broken
+    whole = checkpoint.read_bytes()
+    optimizer = keras.models.load_model(checkpoint)
+    optimizer.compile("sgd", "mse")
+    function, network = (
+        keras.Sequential([keras.Input((8, 2)), layer])
+        for layer in (keras.layers.Lambda(lambda x: x), keras.layers.GRU(1))
+    )
+    network.compile("adam", "mse")
+    network.optimizer.build(network.trainable_variables)
+    for name, replace in {
+        "cut off": lambda path: path.write_bytes(whole[:1000]),
+        "function": function.save,
+        "network": network.save,
+        "optimizer": optimizer.save,
+    }.items():
+        replace(checkpoint)
+        before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        code, error = run(addition_rnn, [*argv, "--resume"], capsys)
+        assert code == 2 and "cannot be resumed" in error, name
+        assert len(error.splitlines()) == 1, name
+        assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
 
 def test_out_that_is_a_file(tmp_path, capsys):
