@@ -28,9 +28,11 @@ setuptools.setup(
         "test": [
             "hypothesis",
             "matplotlib",
+            "pydot",
             "pytest",
             "pytest-xdist",
             "ruff",
+            "tensorboard",
             "tf_keras",
         ],
     },

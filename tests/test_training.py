@@ -222,7 +222,6 @@ def test_callbacks(tmp_path):
     loaded = keras.models.load_model(best)
     for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert_bounded(loaded)
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -270,12 +269,13 @@ def test_summary(capsys):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("pydot") is None or not shutil.which("dot"),
-    reason="needs pydot and graphviz",
+    importlib.util.find_spec("pydot") is None, reason="needs pydot"
 )
 def test_plot_model(tmp_path):
-    path = tmp_path / "model.png"
-    keras.utils.plot_model(
-        network("stacked"), path, show_shapes=True, expand_nested=True
-    )
-    assert path.stat().st_size > 1000
+    options = {"show_shapes": True, "expand_nested": True}
+    graph = keras.utils.model_to_dot(network("stacked"), **options).to_string()
+    assert graph.count("IndRNN") == 2 and f"{T}, {F})" in graph
+    if shutil.which("dot"):
+        path = tmp_path / "model.png"
+        keras.utils.plot_model(network("stacked"), path, **options)
+        assert path.stat().st_size > 1000
