@@ -165,7 +165,7 @@ class DilatedRNN(keras.layers.Layer):
                     "`sequences` must have a known batch size with "
                     f"`stateful=True`, got {tuple(sequences_shape)}"
                 )
-            self.states = [
+            states = [
                 keras.Variable(
                     state,
                     trainable=False,
@@ -174,6 +174,8 @@ class DilatedRNN(keras.layers.Layer):
                 )
                 for state in self.get_initial_state(batch)
             ]
+            # Past Keras' own setter: as in its RNN, states are no weights.
+            object.__setattr__(self, "states", states)
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
         batch, length, _ = ops.shape(sequences)

@@ -310,6 +310,26 @@ def test_chunks_are_the_whole(kind, dilations, lengths, mask, go_on):
             assert_same(again, whole)
 
 
+def test_states_are_no_weights(tmp_path):
+    """So that what is trained in batches serves one stream."""
+
+    def model(batch, stateful):
+        layer = dilated_rnn("IndRNN", [N, N], [1, 2], stateful=stateful)
+        return keras.Sequential([keras.Input((4, F), batch_size=batch), layer])
+
+    trained, stream = model(3, True), model(1, True)
+    assert len(trained.get_weights()) == len(model(None, False).get_weights())
+    x = data(3, 8, F)
+    trained.predict(x[:, :4], batch_size=3, verbose=0)
+    expected = trained.predict(x[:, 4:], batch_size=3, verbose=0)
+    trained.save_weights(tmp_path / "model.weights.h5")
+    stream.load_weights(tmp_path / "model.weights.h5")
+    stream.predict(x[1:2, :4], verbose=0)
+    np.testing.assert_allclose(
+        stream.predict(x[1:2, 4:], verbose=0), expected[1:2], atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("mode", ["unknown", "jit"])
 @pytest.mark.parametrize(
     "kind, mask, general",

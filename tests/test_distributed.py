@@ -162,11 +162,15 @@ def assert_same(out, alone):
 
 
 @on_two_devices
-def test_mirrored_example_equals_one_device(tmp_path):
+def test_mirrored_example_equals_one_device(tmp_path, capsys):
     for strategy in ("alone", "mirrored"):
         argv = [*ARGUMENTS, str(tmp_path / strategy), "--strategy", strategy]
         assert distributed_training.main(argv) is None
     assert_same(tmp_path / "mirrored", tmp_path / "alone")
+    code, error = run(
+        distributed_training, [*argv, "--batch-size", "9"], capsys
+    )
+    assert code == 2 and "--batch-size must be a multiple of the 2" in error
 
 
 WORKER = """
@@ -318,6 +322,17 @@ def test_workers_without_a_cluster(monkeypatch, capsys):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     code, error = run(distributed_training, ["--strategy", "workers"], capsys)
     assert code == 2 and "TF_CONFIG must be like" in error
+
+
+@on_one_device
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    argv = [*ARGUMENTS, str(tmp_path)]
+    distributed_training.main(argv)
+    before, rows = variables(tmp_path), history(tmp_path)
+    distributed_training.main([*argv, "--resume"])
+    assert history(tmp_path) == rows and len(rows) == 3
+    for name, value in variables(tmp_path).items():
+        np.testing.assert_array_equal(value, before[name])
 
 
 @on_one_device

@@ -1,5 +1,6 @@
 """Training in Keras' ways: mixed precision, accumulation, EMA, callbacks."""
 
+import functools
 import importlib.util
 import shutil
 
@@ -61,16 +62,19 @@ def fit(model, epochs=3, batch_size=8, **options):
     ).history
 
 
-def recurrent_kernels(model):
-    return [
-        w.numpy()
-        for w in model.weights
-        if w.name == "recurrent_kernel" and len(w.shape) == 1
-    ]
+@functools.cache
+def in_float32(kind):
+    """The losses of training, and the predictions afterwards."""
+    model = network(kind)
+    return fit(model)["loss"], model.predict(data()[0], verbose=0)
 
 
 def assert_bounded(model):
-    largest = [np.abs(u).max() for u in recurrent_kernels(model)]
+    largest = [
+        np.abs(w.numpy()).max()
+        for w in model.weights
+        if w.name == "recurrent_kernel" and len(w.shape) == 1
+    ]
     assert largest and max(largest) == np.float32(BOUND)
 
 
@@ -86,7 +90,7 @@ def policy():
     "name, tolerance", [("mixed_float16", 2e-2), ("mixed_bfloat16", 2e-1)]
 )
 def test_global_policy(kind, name, tolerance, policy):
-    expected = network(kind)
+    expected_losses, expected = in_float32(kind)
     policy(name)
     model = network(kind)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
@@ -94,21 +98,18 @@ def test_global_policy(kind, name, tolerance, policy):
     # No step is skipped, as the first ones are with Keras' own first scale.
     model.optimizer.initial_scale = 2.0**8
     losses = fit(model)["loss"]
-    np.testing.assert_allclose(losses, fit(expected)["loss"], rtol=tolerance)
+    np.testing.assert_allclose(losses, expected_losses, rtol=tolerance)
     assert losses[-1] < 0.9 * losses[0]
     assert {w.dtype for w in model.trainable_weights} == {"float32"}
     assert_bounded(model)
     y = model.predict(data()[0], verbose=0)
     assert y.dtype == name.removeprefix("mixed_")
     np.testing.assert_allclose(
-        y.astype("float32"),
-        expected.predict(data()[0], verbose=0),
-        rtol=0,
-        atol=tolerance,
+        y.astype("float32"), expected, rtol=0, atol=tolerance
     )
 
 
-@pytest.mark.parametrize("kind", ["layer", "cell", "dilated"])
+@pytest.mark.parametrize("kind", ["cell", "dilated"])
 def test_policy_of_a_layer_and_loss_scaling(kind):
     """The first loss scale overflows: steps are skipped until one fits."""
     optimizer = keras.optimizers.LossScaleOptimizer(
@@ -198,7 +199,7 @@ def test_moving_average_of_weights():
 
 def test_callbacks(tmp_path):
     """They stop, keep the best weights, lower the learning rate, and save."""
-    model = network(optimizer=SGD(0.5))
+    model = network(optimizer=SGD(0.05, momentum=0.9))
     best = tmp_path / "best.keras"
     history = fit(
         model,
@@ -211,17 +212,16 @@ def test_callbacks(tmp_path):
                 monitor="loss", patience=1, factor=0.9
             ),
             keras.callbacks.EarlyStopping(
-                monitor="loss", patience=3, restore_best_weights=True
+                monitor="loss", patience=2, restore_best_weights=True
             ),
         ],
     )
     losses = history["loss"]
-    assert 3 < len(losses) < 20 and min(losses) == losses[-4] < losses[0]
-    assert history["learning_rate"][-1] < np.float32(0.5)
+    assert 3 < len(losses) < 20 and min(losses) == losses[-3] < losses[0]
+    assert history["learning_rate"][-1] < np.float32(0.05)
     loaded = keras.models.load_model(best)
     for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert_bounded(loaded)
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -230,17 +230,16 @@ class Interrupt(keras.callbacks.Callback):
             raise InterruptedError
 
 
-@pytest.mark.parametrize("kind", ["layer", "dilated", "stacked"])
-def test_backup_and_restore(kind, tmp_path):
+def test_backup_and_restore(tmp_path):
     optimizer = keras.optimizers.Adam
-    whole, model = (network(kind, optimizer(0.01)) for _ in range(2))
+    whole, model = (network("stacked", optimizer(0.01)) for _ in range(2))
     fit(whole)
     with pytest.raises(InterruptedError):
         fit(
             model,
             callbacks=[keras.callbacks.BackupAndRestore(tmp_path), Interrupt()],
         )
-    model = network(kind, optimizer(0.01))
+    model = network("stacked", optimizer(0.01))
     history = fit(model, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
     assert len(history["loss"]) == 1
     for a, b in zip(whole.get_weights(), model.get_weights(), strict=True):
@@ -270,12 +269,13 @@ def test_summary(capsys):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("pydot") is None or not shutil.which("dot"),
-    reason="needs pydot and graphviz",
+    importlib.util.find_spec("pydot") is None, reason="needs pydot"
 )
 def test_plot_model(tmp_path):
-    path = tmp_path / "model.png"
-    keras.utils.plot_model(
-        network("stacked"), path, show_shapes=True, expand_nested=True
-    )
-    assert path.stat().st_size > 1000
+    options = {"show_shapes": True, "expand_nested": True}
+    graph = keras.utils.model_to_dot(network("stacked"), **options).to_string()
+    assert graph.count("IndRNN") == 2 and f"{T}, {F})" in graph
+    if shutil.which("dot"):
+        path = tmp_path / "model.png"
+        keras.utils.plot_model(network("stacked"), path, **options)
+        assert path.stat().st_size > 1000
