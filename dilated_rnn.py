@@ -455,7 +455,13 @@ def dilated_rnn(cell_type, hidden_structs, dilations, **kwargs):
 
 
 def _ind_rnn(units, **options):
-    from ind_rnn import IndRNN  # which no other cell needs
+    try:
+        from ind_rnn import IndRNN  # which no other cell needs
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            '`cell_type="IndRNN"` needs ind_rnn.py, ind_rnn_recurrence.py and '
+            f"ind_rnn_cell.py, not only dilated_rnn.py: {error}"
+        ) from error
 
     return IndRNN(units, **options)
 

@@ -303,8 +303,9 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
     def _check_input(self, shape):
         if len(shape) != 2:
             raise ValueError(
-                "`inputs` must have shape (batch, features), "
-                f"got {tuple(shape)}"
+                "`inputs` of one step must have shape (batch, features), "
+                f"got {tuple(shape)}; sequences (batch, time, features) are "
+                "for `keras.layers.RNN(cell)`"
             )
         if not self.use_kernel and shape[-1] != self.units:
             raise ValueError(

@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import re
+import sys
 
 import keras
 import numpy as np
@@ -882,3 +883,12 @@ class ConformanceTest(testing.TestCase):
 
     def test_all_outputs(self):
         self.check(TwoStates, 2, (B, 4, N), return_sequences=True)
+
+
+def test_ind_rnn_needs_more_than_one_file(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ind_rnn", None)
+    assert dilated_rnn("GRU", [4], [2]).dilations == [2]
+    with pytest.raises(
+        ModuleNotFoundError, match="needs ind_rnn.py, .*cell.py"
+    ):
+        dilated_rnn("IndRNN", [4], [2])

@@ -575,7 +575,8 @@ def test_wrong_rank_is_named(shape):
     ):
         with pytest.raises(ValueError) as caught:
             make()
-        assert "`inputs` must have shape (batch, features)" in str(caught.value)
+        message = "`inputs` of one step must have shape (batch, features)"
+        assert message in str(caught.value)
         assert str(shape) in str(caught.value)
 
 
