@@ -11,6 +11,7 @@ On TensorFlow and JAX. Axis letters: B batch, T time, N units.
 """
 
 import contextlib
+import contextvars
 import functools
 import itertools
 
@@ -30,7 +31,8 @@ CHUNK = 8
 # Unknown lengths are padded to one of these, for each needs programs.
 LENGTHS = 2 ** np.arange(4, 31, dtype="int32")
 
-_without_xla = False
+# Of each thread its own: one may export while others train.
+_without_xla = contextvars.ContextVar("without_xla", default=False)
 
 
 @contextlib.contextmanager
@@ -38,22 +40,22 @@ def without_xla():
     """Within it, models are traced with Keras' own loop instead of XLA's.
 
     For what must run where there is no XLA: `model.export(...)`, conversion
-    to LiteRT or ONNX. The weights are the same, the results too:
+    to LiteRT or ONNX. The weights are the same, the results too. It holds for
+    the thread that enters it, and no other:
 
         with without_xla():
             model.export("served")
     """
-    global _without_xla
-    before, _without_xla = _without_xla, True
+    token = _without_xla.set(True)
     try:
         yield
     finally:
-        _without_xla = before
+        _without_xla.reset(token)
 
 
 def can_fuse(activation, units, dtype):
     """Whether `recurrence` can take the place of Keras' loop here."""
-    if _without_xla or not (tf or jax):
+    if _without_xla.get() or not (tf or jax):
         return False
     if tf and tf.config.functions_run_eagerly():
         return False
