@@ -269,11 +269,11 @@ def train(
         model = build()
         try:
             out.mkdir(parents=True, exist_ok=True)
+            for name in ("checkpoint.keras", "best.keras"):
+                (out / name).unlink(missing_ok=True)
+            _write(out / "arguments.json", json.dumps(vars(args), indent=2))
         except OSError as error:
             raise UserError(f"--out {out}: {error}") from error
-        for name in ("checkpoint.keras", "best.keras"):
-            (out / name).unlink(missing_ok=True)
-        _write(out / "arguments.json", json.dumps(vars(args), indent=2))
     while len(history) < args.epochs and not enough(history):
         epoch = len(history)
         start = time.perf_counter()
@@ -369,13 +369,15 @@ def _resume(out, arguments, afterwards):
     if not checkpoint.exists():
         return None, []
     try:
-        started = json.loads((out / "arguments.json").read_text())
+        started = dict(json.loads((out / "arguments.json").read_text()))
         model = keras.models.load_model(checkpoint)
         with open(out / "history.csv", newline="") as file:
             history = [
                 {key: float(value) for key, value in row.items()}
                 for row in csv.DictReader(file)
             ]
+        steps = int(model.optimizer.iterations)
+        history = [row for row in history if row["steps"] <= steps]
     except (
         OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile
     ) as error:  # fmt: skip
@@ -391,8 +393,11 @@ def _resume(out, arguments, afterwards):
             "--resume needs the arguments of the first start: "
             + "; ".join(changed)
         )
-    steps = int(model.optimizer.iterations)
-    history = [row for row in history if row["steps"] <= steps]
+    if not history or history[-1]["steps"] != steps:
+        raise UserError(
+            f"{out} cannot be resumed: expected a row of {steps} steps, those "
+            "of checkpoint.keras, in history.csv"
+        )
     for row in history:
         row.update(epoch=int(row["epoch"]), steps=int(row["steps"]))
     return model, history
