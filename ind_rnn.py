@@ -200,6 +200,19 @@ class IndRNN(keras.layers.RNN):
             shape=(None, None, sequences_shape[-1])
         )
 
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        if sequences.shape[1] == 0:
+            raise ValueError(
+                "`sequences` must have at least one time step, got shape "
+                f"{tuple(sequences.shape)}"
+            )
+        return super().call(
+            sequences,
+            initial_state=initial_state,
+            mask=mask,
+            training=training,
+        )
+
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
         shapes = [tuple(state.shape) for state in initial_state]

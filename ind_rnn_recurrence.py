@@ -11,6 +11,7 @@ On TensorFlow and JAX. Axis letters: B batch, T time, N units.
 """
 
 import contextlib
+import contextvars
 import functools
 import itertools
 import math
@@ -35,7 +36,8 @@ PARTS, SMALL = 8, 2**20
 # Unknown lengths are padded to one of these, for each needs programs.
 LENGTHS = 2 ** np.arange(4, 31, dtype="int32")
 
-_without_xla = False
+# Of each thread its own: one may export while others train.
+_without_xla = contextvars.ContextVar("without_xla", default=False)
 
 
 @contextlib.contextmanager
@@ -43,22 +45,22 @@ def without_xla():
     """Within it, models are traced with Keras' own loop instead of XLA's.
 
     For what must run where there is no XLA: `model.export(...)`, conversion
-    to LiteRT or ONNX. The weights are the same, the results too:
+    to LiteRT or ONNX. The weights are the same, the results too. It holds for
+    the thread that enters it, and no other:
 
         with without_xla():
             model.export("served")
     """
-    global _without_xla
-    before, _without_xla = _without_xla, True
+    token = _without_xla.set(True)
     try:
         yield
     finally:
-        _without_xla = before
+        _without_xla.reset(token)
 
 
 def can_fuse(activation, units, dtype):
     """Whether `recurrence` can take the place of Keras' loop here."""
-    if _without_xla or not (tf or jax):
+    if _without_xla.get() or not (tf or jax):
         return False
     if tf and tf.config.functions_run_eagerly():
         return False
@@ -387,19 +389,22 @@ _PULLBACKS = {
 
 # The parallel form. A map is a tuple of arrays: (m, s) is h -> s + m * h, and
 # (m, s, low, high) is the same, clipped. That of a step with ReLU is
-# (u, a_t + b, 0, the largest number), and that of a masked step
-# (1, 0, -the largest, the largest).
+# (u, a_t + b, 0, infinity), and that of a masked step
+# (1, 0, -the largest number, infinity).
 
 
 @_compiled
 def _parallel_forward(a, u, b, h0, *, activation, dropout, mask, backwards):
-    largest = _largest(_wide(h0, activation))
     s = _wide(ops.flip(a, axis=1) if backwards else a, activation)
-    maps = _factor(u, dropout, activation), s + _wide(b, activation)
+    s += _wide(b, activation)
+    maps = _factor(u, dropout, activation), s
     if activation is RELU:
-        maps += 0 * largest, largest
+        infinity = ops.full((1, 1, 1), np.inf, s.dtype)
+        # Finite, for infinity times zero would be no number.
+        s = ops.maximum(s, -_largest(s))
+        maps = maps[0], s, ops.zeros_like(infinity), infinity
     if mask is not None:
-        same = 1, 0, -largest, largest
+        same = 1, 0, -_largest(s), np.inf
         maps = tuple(
             ops.where(mask[:, :, None], x, ops.cast(y, x.dtype))
             for x, y in zip(maps, same)
@@ -420,7 +425,13 @@ def _parallel_backward(g, h, u, b, h0, *, activation, dropout, mask, backwards):
         j = ops.where(mask[:, :, None], j, ops.ones_like(j))
     # From the end; what is behind the last step is multiplied by zero.
     maps = ops.flip(ops.roll(j, -1, axis=1), axis=1), ops.flip(g, axis=1)
-    total = ops.flip(_scan(maps, ops.zeros_like(h0)), axis=1)
+    # Finite, for an infinite gradient of what ReLU cuts off is none.
+    total = _scan(
+        maps,
+        ops.zeros_like(h0),
+        lambda g, f: tuple(map(_finite, _compose(g, f))),
+    )
+    total = ops.flip(total, axis=1)
     delta = _PULLBACKS[activation](h, total)
     if mask is not None:
         delta = ops.where(mask[:, :, None], delta, ops.zeros_like(delta))
@@ -442,12 +453,6 @@ def _factor(u, dropout, activation):
     return u if dropout is None else u * _wide(dropout, activation)[:, None]
 
 
-def _largest(x):
-    """The largest number of the type of x, of shape (1, 1, 1)."""
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    return ops.full((1, 1, 1), np.finfo(dtype).max, dtype)
-
-
 def _apply(f, h):
     m, s, *bounds = f
     h = s + m * h
@@ -456,14 +461,27 @@ def _apply(f, h):
 
 def _compose(g, f):
     """The map h -> g(f(h))."""
-    # Finite, for infinity times zero would be no number.
-    m, s = _finite(g[0] * f[0]), _finite(_apply(g[:2], f[1]))
-    ends = [_apply(g, end) for end in f[2:]]
-    return (m, s, ops.minimum(*ends), ops.maximum(*ends)) if ends else (m, s)
+    m, s = _finite(g[0] * f[0]), g[1] + g[0] * f[1]
+    if len(f) == 2:
+        return m, s
+    low = ops.clip(g[1] + g[0] * f[2], *g[2:])
+    high = ops.where(g[0] == 0, ops.zeros_like(g[0]), g[0] * f[3])
+    high = ops.clip(g[1] + high, *g[2:])
+    low, high = ops.minimum(low, high), ops.maximum(low, high)
+    # What overflows is infinite, to be seen, unless a bound holds it back.
+    s = ops.maximum(s, -_largest(s))
+    s = ops.minimum(s, ops.where(high < np.inf, _largest(s), np.inf))
+    return m, s, low, high
 
 
 def _finite(x):
     return ops.clip(x, -_largest(x), _largest(x))
+
+
+def _largest(x):
+    return ops.cast(
+        np.finfo(keras.backend.standardize_dtype(x.dtype)).max, x.dtype
+    )
 
 
 def _scan(maps, h, compose=_compose, apply=_apply):

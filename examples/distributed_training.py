@@ -156,6 +156,7 @@ def resume(args, strategy, checkpoint):
     out = pathlib.Path(args.out)
     history, iterations = [], checkpoint.optimizer.iterations
     if (out / "checkpoints/checkpoint").exists():
+        experiment.check_arguments(out, vars(args), afterwards=("strategy",))
         try:
             latest = tf.train.latest_checkpoint(out / "checkpoints")
             checkpoint.restore(latest).assert_consumed()
@@ -165,9 +166,7 @@ def resume(args, strategy, checkpoint):
             raise experiment.UserError(
                 f"{out} cannot be resumed: {error}"
             ) from error
-        history = experiment.resumed_history(
-            out, vars(args), int(iterations.numpy()), afterwards=("strategy",)
-        )
+        history = experiment.read_history(out, int(iterations.numpy()))
     here = float(iterations.numpy())
     mean = strategy.reduce(
         "MEAN", strategy.run(lambda: tf.constant(here)), axis=None

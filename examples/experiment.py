@@ -268,8 +268,6 @@ def train(
         keras.utils.set_random_seed(args.seed)
         model = build()
         begin(args, out)
-        for name in ("checkpoint.keras", "best.keras"):
-            (out / name).unlink(missing_ok=True)
     while len(history) < args.epochs and not enough(history):
         epoch = len(history)
         start = time.perf_counter()
@@ -311,12 +309,14 @@ def train(
 
 
 def begin(args, out):
-    """Make the directory `out`, a path, and write arguments.json."""
+    """Make the directory `out`, a path, for a new run: arguments.json in it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for name in ("checkpoint.keras", "best.keras"):
+            (out / name).unlink(missing_ok=True)
+        _write(out / "arguments.json", json.dumps(vars(args), indent=2))
     except OSError as error:
         raise UserError(f"--out {out}: {error}") from error
-    _write(out / "arguments.json", json.dumps(vars(args), indent=2))
 
 
 def finish(args, history, metrics, curves, baseline=None, log=False):
@@ -373,41 +373,31 @@ def _resume(out, build, arguments, afterwards):
     checkpoint = out / "checkpoint.keras"
     if not checkpoint.exists():
         return None, []
+    check_arguments(out, arguments, afterwards)
     try:
         model = keras.models.load_model(checkpoint)
     except (
         OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile
     ) as error:  # fmt: skip
         raise UserError(f"{out} cannot be resumed: {error}") from error
-    steps = int(model.optimizer.iterations) if model.optimizer else 0
-    history = resumed_history(out, arguments, steps, afterwards)
     if _kind(model) != _kind(build()):
         raise UserError(
             f"{out} cannot be resumed: checkpoint.keras holds another network "
             "or optimizer"
         )
-    return model, history
+    return model, read_history(out, int(model.optimizer.iterations))
 
 
-def resumed_history(out, arguments, steps, afterwards=()):
-    """The history up to a step, of a run with the same arguments.
+def check_arguments(out, arguments, afterwards=()):
+    """Raise a UserError unless a run began with the same arguments.
 
     Arguments:
         out: The path of its results.
         arguments: A dict of those it is resumed with.
-        steps: Those that its checkpoint has behind it.
         afterwards: As in `train`.
-
-    Raises:
-        UserError: If other arguments differ, or a file cannot be read.
     """
     try:
-        started = json.loads((out / "arguments.json").read_text())
-        with open(out / "history.csv", newline="") as file:
-            history = [
-                {key: float(value) for key, value in row.items()}
-                for row in csv.DictReader(file)
-            ]
+        started = dict(json.loads((out / "arguments.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{out} cannot be resumed: {error}") from error
     changed = [
@@ -421,7 +411,28 @@ def resumed_history(out, arguments, steps, afterwards=()):
             "--resume needs the arguments of the first start: "
             + "; ".join(changed)
         )
-    history = [row for row in history if row["steps"] <= steps]
+
+
+def read_history(out, steps):
+    """The history of `out`, a path, up to the step of its checkpoint.
+
+    Raises:
+        UserError: If it cannot be read, or does not come to that step.
+    """
+    try:
+        with open(out / "history.csv", newline="") as file:
+            history = [
+                {key: float(value) for key, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+        history = [row for row in history if row["steps"] <= steps]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{out} cannot be resumed: {error}") from error
+    if not history or history[-1]["steps"] != steps:
+        raise UserError(
+            f"{out} cannot be resumed: expected a row of {steps} steps, those "
+            "of its checkpoint, in history.csv"
+        )
     for row in history:
         row.update(epoch=int(row["epoch"]), steps=int(row["steps"]))
     return history

@@ -53,7 +53,8 @@ def load_mnist(path=None):
         else:
             with open(path, "rb") as file, np.load(file) as data:
                 train, test = (
-                    (data[f"x_{part}"], data[f"y_{part}"])
+                    # Members that are no arrays come as bytes.
+                    tuple(np.asarray(data[f"{name}_{part}"]) for name in "xy")
                     for part in ("train", "test")
                 )
     except Exception as error:  # what a broken file or network may raise

@@ -121,26 +121,33 @@ def pair(case, bound=None):
     of_layer = {name: case[name] for name in OF_LAYER if name in case}
     of_cell |= {"seed": 3, "recurrent_max_abs": bound}
     dtype = {"dtype": case.get("dtype", "float64")}
-    cell = IndRNNCell(N, **of_cell, **dtype)
+    units = case.get("units", N)
+    cell = IndRNNCell(units, **of_cell, **dtype)
     form = case.get("implementation", "auto")
     layers = [
-        IndRNN(N, **of_cell, **of_layer, **dtype, implementation=form),
+        IndRNN(units, **of_cell, **of_layer, **dtype, implementation=form),
         keras.layers.RNN(cell, **of_layer, **dtype),
     ]
-    width = F if case.get("use_kernel", True) else N
     for layer in layers:
-        layer.build((B, None, width))
+        layer.build((case.get("batch", B), None, _width(case)))
         for i, w in enumerate(layer.trainable_weights):
             scale = 1.3 if w.name == "recurrent_kernel" else 1.0
             w.assign(data(*w.shape, phase=i, scale=scale))
     return layers
 
 
+def _width(case):
+    return F if case.get("use_kernel", True) else case.get("units", N)
+
+
 def inputs(case, batch=B, time=T):
     """x, initial state (or None), mask (or None)."""
+    batch = case.get("batch", batch)
     dtype = case.get("dtype", "float64").removeprefix("mixed_")
-    x = data(batch, time, F if case.get("use_kernel", True) else N)
-    h = data(batch, N, phase=5) if case.get("initial_state") else None
+    x = data(batch, time, _width(case))
+    h = None
+    if case.get("initial_state"):
+        h = data(batch, case.get("units", N), phase=5)
     mask = masked(case.get("mask"), batch, time)
     return [
         None if value is None else tf.constant(value, kind)
@@ -198,23 +205,22 @@ def assert_same(actual, expected, dtype="float64"):
         )
 
 
-def compiled(layer, mode, values):
+def compiled(layer, mode, values, training=True):
     """`computed` of a layer; "unknown" hides B (if it may) and T."""
+    compute = functools.partial(computed, layer, training=training)
     if mode == "eager":
-        return functools.partial(computed, layer)
+        return compute
     given = [value for value in values if value is not None]
 
     def function(*given):
         given = iter(given)
-        return computed(
-            layer, *(v if v is None else next(given) for v in values)
-        )
+        return compute(*(v if v is None else next(given) for v in values))
 
-    batch = B if layer.stateful else None
+    batch = len(values[0]) if layer.stateful else None
     specs = [
         tf.TensorSpec([batch, None, *v.shape[2:]], v.dtype)
         if v is not values[1]
-        else tf.TensorSpec([batch, N], v.dtype)
+        else tf.TensorSpec([batch, *v.shape[1:]], v.dtype)
         for v in given
     ]
     function = tf.function(

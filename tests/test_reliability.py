@@ -1,0 +1,596 @@
+"""Nothing breaks: random cases, extreme numbers, several threads, memory.
+
+The random cases are few, and always the same. With LONG=1 in the environment
+they are thousands, new ones every time, and memory is watched ten times as
+long:
+
+    LONG=1 python -m pytest -n 2 tests/test_reliability.py
+"""
+
+import contextlib
+import inspect
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import deep_ind_rnn
+from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
+from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
+from ind_rnn import IndRNN
+from ind_rnn_cell import IndRNNCell, RecurrentBound
+from ind_rnn_recurrence import can_fuse, without_xla
+from pairs import AXES, F, assert_same, compiled, computed, data, inputs, pair
+
+LONG = "LONG" in os.environ
+FORMS = ("sequential", "parallel")
+
+
+def examples(few, many):
+    """Settings for `few` examples, or `many` with LONG."""
+    return settings(
+        deadline=None,
+        max_examples=many if LONG else few,
+        derandomize=not LONG,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],  # Each takes long: show it as it was found.
+    )
+
+
+@st.composite
+def cases(draw):
+    """A case for `pair`, a mask, and how to run it."""
+    case = {
+        name: draw(st.sampled_from(values))
+        for name, values in AXES.items()
+        if name not in ("mask", "dtype")
+    }
+    case |= {
+        "dtype": draw(
+            st.sampled_from(["float64", "float64", "float32", "mixed_float16"])
+        ),
+        "units": draw(st.integers(1, 6)),
+        "batch": draw(st.integers(1, 4)),
+        "time": draw(st.integers(1, 40)),
+        "mode": draw(st.sampled_from(["eager", "function", "unknown", "jit"])),
+        "training": draw(st.booleans()),
+        "bound": draw(st.sampled_from([None, 1.0, 2 ** (1 / 40)])),
+    }
+    if case["dtype"] == "mixed_float16":
+        # Rounding adds up, and decides what ReLU lets pass.
+        case["time"] = min(case["time"], 8)
+        case["activation"] = "tanh"
+    if case["activation"] in ("relu", "linear") and case["mode"] != "unknown":
+        case["implementation"] = draw(st.sampled_from(FORMS))
+    if case["mode"] == "jit":
+        case["training"] = False  # XLA draws other masks of dropout.
+    mask = None
+    if draw(st.booleans()):
+        mask = draw(arrays(bool, (case["batch"], case["time"])))
+    return case, mask
+
+
+@examples(14, 900)
+@given(cases())
+def test_fused_equals_the_loop(drawn):
+    case, mask = drawn
+    fused, loop = pair(case, case["bound"])
+    x, h, _ = inputs(case, time=case["time"])
+    values = x, h, None if mask is None else tf.constant(mask)
+    function = compiled(fused, case["mode"], values, case["training"])
+    expected = computed(loop, *values, training=case["training"])
+    assert_same(function(*values), expected, case["dtype"])
+
+
+CELLS = {
+    "SimpleRNNCell": keras.layers.SimpleRNNCell,
+    "LSTMCell": keras.layers.LSTMCell,
+    "GRUCell": keras.layers.GRUCell,
+    "IndRNNCell": IndRNNCell,
+    "LSTM": keras.layers.LSTM,
+    "GRU": keras.layers.GRU,
+    "IndRNN": IndRNN,
+}
+LAYERS = st.lists(
+    st.tuples(
+        st.sampled_from(list(CELLS)), st.integers(1, 6), st.integers(1, 9)
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def dilated(layers, batch, dtype, **options):
+    """A DilatedRNN of (kind of cell, units, dilation), with its weights."""
+    kinds, units, dilations = zip(*layers)
+    layer = DilatedRNN(
+        [CELLS[kind](n, dtype=dtype) for kind, n in zip(kinds, units)],
+        list(dilations),
+        dtype=dtype,
+        **options,
+    )
+    layer.build((batch, None, F))
+    for i, w in enumerate(layer.trainable_weights):
+        w.assign(data(*w.shape, phase=i, scale=0.6))
+    return layer
+
+
+@examples(8, 500)
+@given(
+    layers=LAYERS,
+    batch=st.integers(1, 4),
+    lengths=st.lists(st.integers(1, 13), min_size=1, max_size=3),
+    stateful=st.booleans(),
+    compile=st.booleans(),
+    drawn=st.data(),
+)
+def test_dilated_in_chunks_is_the_whole(
+    layers, batch, lengths, stateful, compile, drawn
+):
+    time, mask = sum(lengths), np.full((batch, sum(lengths)), True)
+    if drawn.draw(st.booleans()):
+        mask = drawn.draw(arrays(bool, (batch, time)))
+    options = {
+        "return_sequences": True,
+        "return_state": True,
+        "zero_output_for_mask": True,
+    }
+    whole = dilated(layers, batch, "float64", **options)
+    layer = dilated(layers, batch, "float64", stateful=stateful, **options)
+    x = tf.constant(data(batch, time, F))
+    outputs, *last_state = whole(x, mask=None if mask.all() else mask)
+    call = layer
+    if compile:
+        call = tf.function(
+            lambda x, initial_state, mask: layer(
+                x, initial_state=initial_state, mask=mask
+            ),
+            reduce_retracing=True,
+        )
+    state = [tf.zeros((batch, *size), "float64") for size in layer.state_size]
+    parts = []
+    for end, length in zip(np.cumsum(lengths), lengths):
+        steps = slice(end - length, end)
+        part, *state = call(
+            x[:, steps],
+            initial_state=None if stateful else state,
+            mask=tf.constant(mask[:, steps]),
+        )
+        parts.append(part)
+    np.testing.assert_allclose(np.concatenate(parts, 1), outputs, atol=1e-10)
+    for actual, expected in zip(state, last_state, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-10)
+
+
+ACTIVATIONS = st.sampled_from(["relu", "tanh", "sigmoid", "linear", "elu"])
+NETWORKS = {
+    "IndRNN": st.fixed_dictionaries(
+        {"units": st.integers(1, 6)},
+        optional={
+            "activation": ACTIVATIONS,
+            "use_bias": st.booleans(),
+            "kernel_initializer": st.sampled_from(["he_normal", "ones"]),
+            "recurrent_regularizer": st.sampled_from([None, "l2"]),
+            "bias_constraint": st.sampled_from([None, "non_neg"]),
+            "recurrent_min_abs": st.floats(0, 0.5),
+            "recurrent_max_abs": st.none() | st.floats(0.5, 2),
+            "dropout": st.floats(0, 0.9),
+            "recurrent_dropout": st.floats(0, 0.9),
+            "seed": st.none() | st.integers(0, 2**31),
+            "return_sequences": st.booleans(),
+            "go_backwards": st.booleans(),
+            "stateful": st.booleans(),
+            "unroll": st.booleans(),
+            "zero_output_for_mask": st.booleans(),
+            "dtype": st.sampled_from(["float64", "mixed_float16"]),
+        },
+    ),
+    "DilatedRNN": st.fixed_dictionaries(
+        {
+            "layers": LAYERS,
+            "batch": st.just(2),
+            "dtype": st.sampled_from(["float32", "float64"]),
+        },
+        optional={
+            "return_sequences": st.booleans(),
+            "go_backwards": st.booleans(),
+            "stateful": st.booleans(),
+        },
+    ),
+    "stacked_ind_rnn": st.fixed_dictionaries(
+        {"units": st.integers(1, 6), "num_layers": st.integers(1, 3)}
+    ),
+    "residual_ind_rnn": st.fixed_dictionaries(
+        {"units": st.integers(1, 6), "num_blocks": st.integers(1, 2)}
+    ),
+    "dense_ind_rnn": st.fixed_dictionaries(
+        {
+            "growth_rate": st.integers(1, 3),
+            "block_sizes": st.lists(st.integers(1, 2), min_size=1, max_size=2),
+        }
+    ),
+}
+OF_NETWORKS = st.fixed_dictionaries(
+    {},
+    optional={
+        "num_outputs": st.none() | st.integers(1, 3),
+        "batch_normalization": st.sampled_from(["before", "after", None]),
+        "long_memory": st.booleans(),
+        "return_sequences": st.booleans(),
+        "weight_decay": st.sampled_from([0.0, 1e-3]),
+        "activation": ACTIVATIONS,
+    },
+)
+
+
+@examples(8, 400)
+@given(st.sampled_from(list(NETWORKS)), st.integers(1, 20), st.data())
+def test_saved_and_loaded_is_the_same(name, time, drawn):
+    options = drawn.draw(NETWORKS[name])
+    if name.endswith("_ind_rnn"):
+        options |= drawn.draw(OF_NETWORKS)
+        model = getattr(deep_ind_rnn, name)((time, F), **options)
+    else:
+        layer = (
+            dilated(**options) if name == "DilatedRNN" else IndRNN(**options)
+        )
+        model = keras.Sequential([keras.Input((time, F), batch_size=2), layer])
+    x = data(2, time, F).astype("float32")
+    expected = model(x).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.keras")
+        model.save(path)
+        loaded = keras.models.load_model(path)
+    if getattr(model.layers[-1], "stateful", False):
+        expected = model(x).numpy()  # The state was saved, too.
+    np.testing.assert_array_equal(loaded(x), expected)
+
+
+# What is no value of any argument, or of few.
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 3),
+    st.sampled_from([2**31, 2**70, 1e300, b"relu", {}, (), [], [[]], object]),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(-1, 3) | st.floats() | st.none(), max_size=3),
+    st.builds(np.zeros, st.sampled_from([(), (2,), (0, 3)])),
+    st.builds(object),
+)
+VALID = {
+    IndRNNCell: {"units": 3},
+    IndRNN: {"units": 3},
+    RecurrentBound: {},
+    DilatedRNN: {"cells": [], "dilations": [1, 2]},
+    dilated_rnn: {
+        "cell_type": "GRU",
+        "hidden_structs": [2, 3],
+        "dilations": [1, 2],
+    },
+    mean_recurrent_length: {"dilations": [1, 2]},
+    stacked_ind_rnn: {"input_shape": (4, F), "units": 2, "num_layers": 1},
+    residual_ind_rnn: {"input_shape": (4, F), "units": 2, "num_blocks": 1},
+    dense_ind_rnn: {
+        "input_shape": (4, F),
+        "growth_rate": 1,
+        "block_sizes": [1],
+    },
+}
+
+
+@examples(100, 2000)
+@given(st.sampled_from(list(VALID)), st.data())
+def test_junk_is_refused_or_works(make, drawn):
+    options = dict(VALID[make])
+    if "cells" in options:
+        options["cells"] = [keras.layers.GRUCell(2), IndRNN(3)]
+    names = sorted(set(inspect.signature(make).parameters) - {"kwargs"})
+    for name in drawn.draw(st.lists(st.sampled_from(names), max_size=3)):
+        options[name] = drawn.draw(JUNK)
+    with contextlib.suppress(ValueError, TypeError):
+        make(**options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_time_steps_are_named(form):
+    layer = IndRNN(3, implementation=form)
+    with pytest.raises(ValueError, match=r"`sequences` must .*\(2, 0, 3\)"):
+        layer(np.ones((2, 0, F)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("make", [IndRNN, dilated_rnn])
+def test_no_sequences_give_no_outputs(make, form):
+    if make is IndRNN:
+        layer = IndRNN(4, implementation=form)
+    else:
+        layer = dilated_rnn("IndRNN", [4], [1], implementation=form)
+    x = tf.ones((0, 20, F))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+    assert y.shape == (0, 4)
+    weights = [w.value for w in layer.trainable_weights]
+    for gradient in tape.gradient(y, [x, *weights]):
+        assert gradient.shape[0] == 0 or not np.any(gradient)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_100_000_steps_on_the_bound(form):
+    """Against NumPy in float64: rounding adds up to 4e-4 of the largest."""
+    time = 100_000
+    bound = 2 ** (1 / time)
+    layer = IndRNN(
+        5,
+        use_kernel=False,
+        recurrent_max_abs=bound,
+        return_sequences=True,
+        implementation=form,
+        dtype="float32",
+    )
+    layer.build((1, time, 5))
+    layer.set_weights(
+        [np.array([bound, -bound, 1.0, -0.999, 0.5]), 0.01 * data(5)]
+    )
+    x = data(1, time, 5).astype("float32")
+    # Sums of zeros and ones: what the loss is made of does not cancel.
+    weights = (np.arange(5 * time).reshape(x.shape) % 3 > 0).astype("float32")
+    with tf.GradientTape() as tape:
+        a = tf.constant(x)
+        tape.watch(a)
+        y = layer(a)
+        loss = tf.reduce_sum(y * weights)
+    u, b = (np.float64(w) for w in layer.get_weights())
+    assert abs(u[0]) > 1
+    h, dh = np.zeros((time + 1, 5)), np.zeros((time + 1, 5))
+    for t in range(time):
+        h[t + 1] = np.maximum(x[0, t] + u * h[t] + b, 0)
+    for t in reversed(range(time)):
+        reached = weights[0, t] + (u * dh[t + 1])
+        dh[t] = reached * (h[t + 1] > 0)
+    gradients = tape.gradient(loss, [a, *layer.trainable_weights])
+    for actual, expected in zip(
+        [y[0], gradients[0][0], *gradients[1:]],
+        [h[1:], dh[:-1], (dh[:-1] * h[:-1]).sum(0), dh.sum(0)],
+        strict=True,
+    ):
+        assert np.isfinite(actual).all()
+        error = np.abs(actual - expected).max(0) / np.abs(expected).max(0)
+        assert error.max() < 1e-3
+
+
+def layers_of_all_kinds():
+    for activation in ("relu", "linear"):
+        for form in FORMS:
+            layer = IndRNN(
+                4,
+                activation=activation,
+                return_sequences=True,
+                implementation=form,
+            )
+            yield f"{activation} {form}", layer
+    for kind in ("SimpleRNNCell", "LSTM", "IndRNN"):
+        layer = DilatedRNN(
+            [CELLS[kind](4), CELLS[kind](4)], [1, 4], return_sequences=True
+        )
+        yield f"dilated {kind}", layer
+    for network in (stacked_ind_rnn, residual_ind_rnn, dense_ind_rnn):
+        options = {**VALID[network], "input_shape": (40, F)}
+        yield network.__name__, network(**options, return_sequences=True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_sequence(value):
+    x = data(3, 40, F).astype("float32")
+    dirty = x.copy()
+    dirty[1, 5:7] = value
+    for name, layer in layers_of_all_kinds():
+        layer.build((None, 40, F))
+        results = []
+        for batch in (x, dirty):
+            batch = tf.constant(batch)
+            with tf.GradientTape() as tape:
+                tape.watch(batch)
+                y = layer(batch, training=False)
+                loss = tf.reduce_sum(y * data(*y.shape).astype("float32"))
+            results.append((y.numpy(), tape.gradient(loss, batch).numpy()))
+        if np.isnan(value):
+            assert np.isnan(results[1][0][1]).any(), name
+        for clean, other in zip(*results, strict=True):
+            np.testing.assert_array_equal(
+                clean[[0, 2]], other[[0, 2]], err_msg=name
+            )
+
+
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+@pytest.mark.parametrize(
+    "dtype, value, masked",
+    [
+        ("float32", np.inf, False),
+        ("float32", 3e38, True),
+        ("float16", 6e4, False),
+    ],
+)
+def test_what_overflows_is_seen_to_the_end(activation, dtype, value, masked):
+    """Infinite states stay so, in both forms, unless ReLU ends it (u < 0)."""
+    x = np.abs(data(2, 100, 5)).astype("float32")
+    x[0, 5:8] = value
+    mask = data(2, 100) > -0.5 if masked else None
+    results = []
+    for form in FORMS:
+        layer = IndRNN(
+            5,
+            activation=activation,
+            use_kernel=False,
+            return_sequences=True,
+            implementation=form,
+            dtype=dtype,
+        )
+        layer.build((None, 100, 5))
+        layer.set_weights([np.array([0.5, 1.0, 1.003, -0.5, 0.0]), np.zeros(5)])
+        y = layer(tf.constant(x, dtype), mask=mask)
+        results.append(tf.cast(y, "float32").numpy())
+    np.testing.assert_allclose(
+        *results, rtol=1e-2 if dtype != "float32" else 1e-5
+    )
+    assert np.isfinite(results[0][1]).all()
+    # One step, or the sum of three, is more than the type can hold.
+    assert not np.isfinite(results[0][0, 8, 1])
+    if dtype == "float32":
+        assert not np.isfinite(results[0][0, -1, :3]).any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_state_is_denormal(form):
+    """They would take many times as long: on a CPU, they are zero instead."""
+    layer = IndRNN(
+        4, use_kernel=False, return_sequences=True, implementation=form
+    )
+    layer.build((2, 2000, 4))
+    layer.set_weights([np.array([0.5, -0.5, 0.9, 0.99]), np.zeros(4)])
+    x = np.zeros((2, 2000, 4), "float32")
+    x[:, 0] = 1.0
+    y = layer(x).numpy()
+    smallest = np.finfo("float32").tiny
+    assert not ((y > 0) & (y < smallest)).any()
+    assert y[0, 100, 0] == 2.0**-100 and y[0, 200, 0] == 0
+
+
+def worker(number):
+    """A model of its own, and what it is to do: () -> arrays."""
+    model = keras.Sequential(
+        [
+            keras.Input((None, F)),
+            IndRNN(5, return_sequences=True),
+            dilated_rnn("GRU", [4, 4], [1, 3]),
+            keras.layers.Dense(1),
+        ]
+    )
+    for i, w in enumerate(model.weights):
+        w.assign(data(*w.shape, phase=i + number))
+    model.compile("sgd", "mse")
+    x = data(12, 9 + number, F, phase=number)
+
+    def predict():
+        return [model.predict(x, batch_size=3, verbose=0) for _ in range(4)]
+
+    def train():
+        y = data(12, 1)
+        model.fit(x, y, batch_size=3, epochs=4, shuffle=False, verbose=0)
+        return model.get_weights()
+
+    return train if number == 0 else predict
+
+
+def at_once(functions):
+    """The results of functions, each in a thread of its own."""
+    results = [None] * len(functions)
+    start = threading.Barrier(len(functions))
+
+    def work(i):
+        start.wait()
+        results[i] = functions[i]()
+
+    threads = [
+        threading.Thread(target=work, args=(i,)) for i in range(len(functions))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_threads_with_models_of_their_own():
+    alone = [worker(number)() for number in range(3)]
+    together = at_once([worker(number) for number in range(3)])
+    for expected, actual in zip(alone, together, strict=True):
+        for a, b in zip(expected, actual, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_without_xla_is_for_one_thread():
+    entered, traced = threading.Event(), threading.Event()
+
+    def export():
+        with without_xla():
+            entered.set()
+            assert traced.wait(60)
+            return can_fuse(keras.activations.relu, 3, "float32")
+
+    def trace():
+        assert entered.wait(60)
+        result = can_fuse(keras.activations.relu, 3, "float32")
+        traced.set()
+        return result
+
+    assert at_once([export, trace]) == [False, True]
+
+
+MEMORY = """
+import os, sys
+
+import keras
+import numpy as np
+from ind_rnn import IndRNN
+
+model = keras.Sequential(
+    [
+        keras.Input((None, 3)),
+        IndRNN(16, return_sequences=True),
+        IndRNN(16),
+        keras.layers.Dense(1),
+    ]
+)
+model.compile("adam", "mse")
+rng = np.random.default_rng(0)
+
+
+def step(length):
+    x = rng.normal(size=(8, length, 3)).astype("float32")
+    if sys.argv[1] == "train":
+        model.train_on_batch(x, np.zeros((8, 1), "float32"))
+    else:
+        model.predict(x, verbose=0)
+
+
+def megabytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+for length in (200, 100, 50, 30, 10, 1, 2, 3) * 3:
+    step(length)
+start = megabytes()
+for _ in range(int(sys.argv[2])):
+    step(int(rng.integers(1, 201)))
+print(start, megabytes())
+"""
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="needs Linux"
+)
+@pytest.mark.parametrize("kind, count", [("train", 200), ("predict", 50)])
+def test_memory_does_not_grow(kind, count):
+    """Streams of lengths from 1 to 200; with LONG, 1,000 of them."""
+    printed = subprocess.run(
+        [sys.executable, "-c", MEMORY, kind, str(1000 if LONG else count)],
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    print(kind, printed)
+    start, end = map(float, printed.split()[-2:])
+    assert end < 1.05 * start
