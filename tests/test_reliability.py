@@ -80,7 +80,7 @@ def cases(draw):
     return case, mask
 
 
-@examples(14, 900)
+@examples(8, 900)
 @given(cases())
 def test_fused_equals_the_loop(drawn):
     case, mask = drawn
@@ -125,7 +125,7 @@ def dilated(layers, batch, dtype, **options):
     return layer
 
 
-@examples(8, 500)
+@examples(6, 500)
 @given(
     layers=LAYERS,
     batch=st.integers(1, 4),
@@ -233,7 +233,7 @@ OF_NETWORKS = st.fixed_dictionaries(
 )
 
 
-@examples(8, 400)
+@examples(6, 400)
 @given(st.sampled_from(list(NETWORKS)), st.integers(1, 20), st.data())
 def test_saved_and_loaded_is_the_same(name, time, drawn):
     options = drawn.draw(NETWORKS[name])
@@ -261,7 +261,7 @@ JUNK = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-2, 3),
-    st.sampled_from([2**31, 2**70, 1e300, b"relu", {}, (), [], [[]], object]),
+    st.sampled_from([2**70, 1e300, b"relu", {}, (), [], [[]], object]),
     st.floats(),
     st.text(max_size=5),
     st.lists(st.integers(-1, 3) | st.floats() | st.none(), max_size=3),
@@ -390,11 +390,10 @@ def layers_of_all_kinds():
         yield network.__name__, network(**options, return_sequences=True)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_stays_in_its_sequence(value):
-    x = data(3, 40, F).astype("float32")
+def test_what_is_not_finite_stays_in_its_sequence():
+    x = data(4, 40, F).astype("float32")
     dirty = x.copy()
-    dirty[1, 5:7] = value
+    dirty[1, 5:7], dirty[2, 5:7] = np.nan, np.inf
     for name, layer in layers_of_all_kinds():
         layer.build((None, 40, F))
         results = []
@@ -405,11 +404,10 @@ def test_what_is_not_finite_stays_in_its_sequence(value):
                 y = layer(batch, training=False)
                 loss = tf.reduce_sum(y * data(*y.shape).astype("float32"))
             results.append((y.numpy(), tape.gradient(loss, batch).numpy()))
-        if np.isnan(value):
-            assert np.isnan(results[1][0][1]).any(), name
+        assert np.isnan(results[1][0][1]).any(), name
         for clean, other in zip(*results, strict=True):
             np.testing.assert_array_equal(
-                clean[[0, 2]], other[[0, 2]], err_msg=name
+                clean[[0, 3]], other[[0, 3]], err_msg=name
             )
 
 
@@ -451,12 +449,9 @@ def test_what_overflows_is_seen_to_the_end(activation, dtype, value, masked):
         assert not np.isfinite(results[0][0, -1, :3]).any()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_no_state_is_denormal(form):
+def test_no_state_is_denormal():
     """They would take many times as long: on a CPU, they are zero instead."""
-    layer = IndRNN(
-        4, use_kernel=False, return_sequences=True, implementation=form
-    )
+    layer = IndRNN(4, use_kernel=False, return_sequences=True)
     layer.build((2, 2000, 4))
     layer.set_weights([np.array([0.5, -0.5, 0.9, 0.99]), np.zeros(4)])
     x = np.zeros((2, 2000, 4), "float32")
@@ -557,12 +552,13 @@ model.compile("adam", "mse")
 rng = np.random.default_rng(0)
 
 
-def step(length):
+def train(length):
     x = rng.normal(size=(8, length, 3)).astype("float32")
-    if sys.argv[1] == "train":
-        model.train_on_batch(x, np.zeros((8, 1), "float32"))
-    else:
-        model.predict(x, verbose=0)
+    model.train_on_batch(x, np.zeros((8, 1), "float32"))
+
+
+def predict(length):
+    model.predict(rng.normal(size=(8, length, 3)), verbose=0)
 
 
 def megabytes():
@@ -570,27 +566,30 @@ def megabytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-for length in (200, 100, 50, 30, 10, 1, 2, 3) * 3:
-    step(length)
-start = megabytes()
-for _ in range(int(sys.argv[2])):
-    step(int(rng.integers(1, 201)))
-print(start, megabytes())
+for step, count in ((train, sys.argv[1]), (predict, sys.argv[2])):
+    for length in (200, 100, 50, 30, 10, 1, 2) * 2:
+        step(length)
+    start = megabytes()
+    for _ in range(int(count)):
+        step(int(rng.integers(1, 201)))
+    print(step.__name__, start, megabytes())
 """
 
 
 @pytest.mark.skipif(
     not os.path.exists("/proc/self/statm"), reason="needs Linux"
 )
-@pytest.mark.parametrize("kind, count", [("train", 200), ("predict", 50)])
-def test_memory_does_not_grow(kind, count):
+def test_memory_does_not_grow():
     """Streams of lengths from 1 to 200; with LONG, 1,000 of them."""
+    counts = ["1000", "1000"] if LONG else ["100", "15"]
     printed = subprocess.run(
-        [sys.executable, "-c", MEMORY, kind, str(1000 if LONG else count)],
+        [sys.executable, "-c", MEMORY, *counts],
         capture_output=True,
         check=True,
         text=True,
     ).stdout
-    print(kind, printed)
-    start, end = map(float, printed.split()[-2:])
-    assert end < 1.05 * start
+    print(printed)
+    lines = printed.splitlines()[-2:]
+    for line, name in zip(lines, ("train", "predict"), strict=True):
+        kind, start, end = line.split()
+        assert kind == name and float(end) < 1.05 * float(start)
