@@ -206,6 +206,7 @@ def _forward(a, u, b, h0, *, activation, dropout, mask, backwards, length=None):
     length = ops.shape(a)[1] if length is None else length
     u, b, h0 = (_wide(x, activation) for x in (u, b, h0))
     u = u if dropout is None else u * _wide(dropout, activation)
+    a = _bits(a)
 
     def step(t, h, out):
         s = length - 1 - t if backwards else t
@@ -213,9 +214,10 @@ def _forward(a, u, b, h0, *, activation, dropout, mask, backwards, length=None):
         h = new if mask is None else ops.where(_at(mask, t), new, h)
         return t + 1, h, _put(out, t, h)
 
-    return ops.while_loop(
+    _, _, out = ops.while_loop(
         lambda t, *_: t < length, step, (0, h0, ops.zeros_like(a))
-    )[2]
+    )
+    return _numbers(out)
 
 
 @_compiled(reduce_retracing=True)
@@ -247,6 +249,7 @@ def _backward(
     u, b, h0 = (_wide(x, activation) for x in (u, b, h0))
     dropout = None if dropout is None else _wide(dropout, activation)
     v = u if dropout is None else u * dropout
+    g, h, a = _bits(g), _bits(h), None if a is None else _bits(a)
     # delta_t takes the place of g_t: one array less to move. With a mask, XLA
     # would copy the whole array in every step.
     in_place = mask is None
@@ -285,7 +288,7 @@ def _backward(
             _total(zeros),
         ),
     )
-    da = ops.flip(da, axis=1) if backwards else da
+    da = _numbers(ops.flip(da, axis=1) if backwards else da)
     dh0 = v * delta + skipped
     du += _total(delta * h0)
     du = du if dropout is None else du * _total(dropout)
@@ -368,14 +371,27 @@ def _total(x):
     return ops.cast(x, "float64" if double else "float32")
 
 
+def _bits(x):
+    """bfloat16 as integers: of numbers, XLA would convert all in every step."""
+    bfloat16 = keras.backend.standardize_dtype(x.dtype) == "bfloat16"
+    return ops.view(x, "uint16") if bfloat16 else x
+
+
+def _numbers(x):
+    """What `_bits` was given."""
+    bits = keras.backend.standardize_dtype(x.dtype) == "uint16"
+    return ops.view(x, "bfloat16") if bits else x
+
+
 def _at(x, t):
     """x[:, t] of (B, T, N), or x[:, t, None] of (B, T)."""
-    return x[:, t] if len(x.shape) == 3 else x[:, t, None]
+    return _numbers(x[:, t] if len(x.shape) == 3 else x[:, t, None])
 
 
 def _put(x, t, value):
     """x with x[:, t] = value, in place where XLA can."""
-    return ops.slice_update(x, (0, t, 0), ops.cast(value, x.dtype)[:, None])
+    value = _bits(ops.cast(value, _numbers(x[:, :1]).dtype))
+    return ops.slice_update(x, (0, t, 0), value[:, None])
 
 
 # activation: (its value h, gradient g that reaches h) -> gradient of its input
