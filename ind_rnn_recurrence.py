@@ -104,7 +104,10 @@ def recurrence(a, u, b, h0, *, activation, implementation="auto", **options):
     if _is_parallel(implementation, activation, length):
         passes = _parallel_forward, _parallel_backward
     elif parts := _parts(a.shape):
-        passes = _forward_in_parts(parts), _backward_in_parts(parts)
+        passes = (
+            functools.partial(_forward_in_parts, parts),
+            functools.partial(_backward_in_parts, parts),
+        )
     else:
         passes = _forward, _backward
     if length is not None:
@@ -326,34 +329,28 @@ def _split(count, *arrays):
     )
 
 
-def _forward_in_parts(count):
-    def forward(a, u, b, h0, *, dropout, mask, **options):
-        parts = _split(count, a, h0, dropout, mask)
-        return tf.concat(
-            [
-                _forward(a, u, b, h0, dropout=dropout, mask=mask, **options)
-                for a, h0, dropout, mask in parts
-            ],
-            axis=0,
+def _forward_in_parts(count, a, u, b, h0, *, dropout, mask, **options):
+    parts = _split(count, a, h0, dropout, mask)
+    return tf.concat(
+        [
+            _forward(a, u, b, h0, dropout=dropout, mask=mask, **options)
+            for a, h0, dropout, mask in parts
+        ],
+        axis=0,
+    )
+
+
+def _backward_in_parts(
+    count, g, h, u, b, h0, a=None, *, dropout, mask, **options
+):
+    parts = _split(count, g, h, h0, a, dropout, mask)
+    da, du, db, dh0 = zip(
+        *(
+            _backward(g, h, u, b, h0, a, dropout=dropout, mask=mask, **options)
+            for g, h, h0, a, dropout, mask in parts
         )
-
-    return forward
-
-
-def _backward_in_parts(count):
-    def backward(g, h, u, b, h0, a=None, *, dropout, mask, **options):
-        parts = _split(count, g, h, h0, a, dropout, mask)
-        da, du, db, dh0 = zip(
-            *(
-                _backward(
-                    g, h, u, b, h0, a, dropout=dropout, mask=mask, **options
-                )
-                for g, h, h0, a, dropout, mask in parts
-            )
-        )
-        return tf.concat(da, 0), sum(du), sum(db), tf.concat(dh0, 0)
-
-    return backward
+    )
+    return tf.concat(da, 0), sum(du), sum(db), tf.concat(dh0, 0)
 
 
 def _wide(x, activation):
@@ -361,26 +358,27 @@ def _wide(x, activation):
 
     Processors compute in float32, and sums of many steps need it.
     """
-    half = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+    half = _dtype(x) in ("float16", "bfloat16")
     return ops.cast(x, "float32") if half and activation in _PULLBACKS else x
 
 
 def _total(x):
     """x, wide enough for sums over B and T."""
-    double = keras.backend.standardize_dtype(x.dtype) == "float64"
-    return ops.cast(x, "float64" if double else "float32")
+    return ops.cast(x, "float64" if _dtype(x) == "float64" else "float32")
+
+
+def _dtype(x):
+    return keras.backend.standardize_dtype(x.dtype)
 
 
 def _bits(x):
     """bfloat16 as integers: of numbers, XLA would convert all in every step."""
-    bfloat16 = keras.backend.standardize_dtype(x.dtype) == "bfloat16"
-    return ops.view(x, "uint16") if bfloat16 else x
+    return ops.view(x, "uint16") if _dtype(x) == "bfloat16" else x
 
 
 def _numbers(x):
     """What `_bits` was given."""
-    bits = keras.backend.standardize_dtype(x.dtype) == "uint16"
-    return ops.view(x, "bfloat16") if bits else x
+    return ops.view(x, "bfloat16") if _dtype(x) == "uint16" else x
 
 
 def _at(x, t):
@@ -390,7 +388,8 @@ def _at(x, t):
 
 def _put(x, t, value):
     """x with x[:, t] = value, in place where XLA can."""
-    value = _bits(ops.cast(value, _numbers(x[:, :1]).dtype))
+    dtype = "bfloat16" if _dtype(x) == "uint16" else _dtype(x)
+    value = _bits(ops.cast(value, dtype))
     return ops.slice_update(x, (0, t, 0), value[:, None])
 
 
@@ -495,9 +494,7 @@ def _finite(x):
 
 
 def _largest(x):
-    return ops.cast(
-        np.finfo(keras.backend.standardize_dtype(x.dtype)).max, x.dtype
-    )
+    return ops.cast(np.finfo(_dtype(x)).max, x.dtype)
 
 
 def _scan(maps, h, compose=_compose, apply=_apply):
