@@ -373,12 +373,17 @@ def _dtype(x):
 
 def _bits(x):
     """bfloat16 as integers: of numbers, XLA would convert all in every step."""
-    return ops.view(x, "uint16") if _dtype(x) == "bfloat16" else x
+    return _view(x, "uint16") if _dtype(x) == "bfloat16" else x
 
 
 def _numbers(x):
     """What `_bits` was given."""
-    return ops.view(x, "bfloat16") if _dtype(x) == "uint16" else x
+    return _view(x, "bfloat16") if _dtype(x) == "uint16" else x
+
+
+def _view(x, dtype):
+    """As `ops.view`, which cannot be without a known N."""
+    return tf.bitcast(x, dtype) if tf else ops.view(x, dtype)
 
 
 def _at(x, t):
