@@ -14,6 +14,8 @@ import argparse
 import os
 
 os.environ["KERAS_BACKEND"] = "jax"
+# The memory of the device is for PyTorch, too.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax  # noqa: E402
 import keras  # noqa: E402
