@@ -82,7 +82,11 @@ def main(argv=None):
         result = subprocess.run(
             [sys.executable, __file__, *options],
             # Let TensorFlow tell of each program that it makes.
-            env={**os.environ, "TF_CPP_VMODULE": "device_compiler=1"},
+            env={
+                **os.environ,
+                "TF_CPP_MIN_LOG_LEVEL": "0",
+                "TF_CPP_VMODULE": "device_compiler=1",
+            },
             capture_output=True,
             text=True,
             check=True,
