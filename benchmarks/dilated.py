@@ -10,7 +10,6 @@ for longer and longer sequences and for first dilations above 1; and how long
 it takes to build it and to run its first step.
 """
 
-import argparse
 import time
 
 import keras
@@ -18,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from dilated_rnn import DilatedRNN
-from timing import add_jit, conditions, medians
+from timing import add_jit, conditions, medians, parser
 
 LAYERS, UNITS = 9, 20
 
@@ -160,23 +159,17 @@ def draw(by_dilation, by_length, path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--time-steps", type=int, default=784)
-    parser.add_argument("--rounds", type=int, default=15)
-    add_jit(parser)
-    parser.add_argument(
+    options = parser(__doc__, batch=128, time_steps=784, rounds=15)
+    add_jit(options)
+    options.add_argument(
         "--lengths",
         type=int,
         nargs="+",
         default=[1250, 2500, 5000, 10000, 20000],
         help="T of the last table, with an eighth of the batch",
     )
-    parser.add_argument("--picture", metavar="FILE", help="draw the curves")
-    args = parser.parse_args(argv)
+    options.add_argument("--picture", metavar="FILE", help="draw the curves")
+    args = options.parse_args(argv)
     print(
         f"B = {args.batch}, T = {args.time_steps}, {LAYERS} layers of {UNITS}, "
         f"{conditions(args)}"

@@ -10,7 +10,6 @@ device, which runs cuDNN there. Forward and backward, F = N, loss sum(y * G).
 neither TensorFlow nor a GPU: on a CPU it shows that it runs.
 """
 
-import argparse
 import os
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -26,7 +25,7 @@ except ImportError:
     torch = None
 
 from ind_rnn import IndRNN  # noqa: E402
-from timing import conditions, medians  # noqa: E402
+from timing import conditions, medians, parser  # noqa: E402
 
 
 def keras_call(layer, x):
@@ -93,18 +92,14 @@ def line(batch, time_steps, units, rounds):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = parser(__doc__, rounds=20)
     for flag, default in (
         ("--batch", [32, 128]),
         ("--time-steps", [256, 512, 1024, 4096]),
         ("--units", [128, 512]),
     ):
-        parser.add_argument(flag, type=int, nargs="+", default=default)
-    parser.add_argument("--rounds", type=int, default=20)
-    args = parser.parse_args(argv)
+        options.add_argument(flag, type=int, nargs="+", default=default)
+    args = options.parse_args(argv)
     packages = ["jax", "keras"] + (["torch"] if torch else [])
     print(
         f"{jax.devices()[0].device_kind}, {conditions(args, packages)}\n"

@@ -23,19 +23,16 @@ LAYERS = {
 }
 
 
-def calls(layer, args):
+def calls(kind, x):
     """A step, steps in a loop, and a whole sequence, of two such layers."""
+    batch, time_steps, units = x.shape
     layers = [
-        layer(args.units, return_sequences=True, return_state=True)
-        for _ in range(2)
+        kind(units, return_sequences=True, return_state=True) for _ in range(2)
     ]
-    x = tf.fill((args.batch, args.time_steps, args.units), 0.1)
-    states = []
+    first = x[:, :1]
     for layer in layers:
-        layer(x[:, :1])
-        size = layer.cell.state_size
-        sizes = [size] if isinstance(size, int) else size
-        states.append([tf.zeros((args.batch, size)) for size in sizes])
+        layer(first)  # makes its weights
+    states = [layer.get_initial_state(batch) for layer in layers]
 
     def run(x, states):
         after = []
@@ -52,9 +49,9 @@ def calls(layer, args):
             y, states = run(x[:, t, None], states)
             return t + 1, states, outputs.write(t, y[:, 0])
 
-        outputs = tf.TensorArray("float32", args.time_steps)
+        outputs = tf.TensorArray("float32", time_steps)
         _, _, outputs = tf.while_loop(
-            lambda t, *_: t < args.time_steps, body, (0, states, outputs)
+            lambda t, *_: t < time_steps, body, (0, states, outputs)
         )
         return outputs.stack()
 
@@ -62,7 +59,6 @@ def calls(layer, args):
     def whole(x):
         return run(x, states)[0]
 
-    first = x[:, :1]
     return {
         "step": lambda x: [step(first, states) for _ in range(CALLS)],
         "loop": loop,
@@ -71,15 +67,14 @@ def calls(layer, args):
 
 
 def main(argv=None):
-    options = parser(__doc__, rounds=30)
-    options.set_defaults(batch=1, time_steps=1000)
+    options = parser(__doc__, batch=1, time_steps=1000, units=128, rounds=30)
     args = options.parse_args(argv)
     x = tf.fill((args.batch, args.time_steps, args.units), 0.1)
     seconds = medians(
         {
             (name, part): call
-            for name, layer in LAYERS.items()
-            for part, call in calls(layer, args).items()
+            for name, kind in LAYERS.items()
+            for part, call in calls(kind, x).items()
         },
         x,
         args.rounds,

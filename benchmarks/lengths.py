@@ -7,12 +7,13 @@ length, with `keras.Model.fit`; a figure is the seconds of an epoch, compilation
 included. Programs are counted as XLA compiles them.
 """
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 import time
+
+from timing import parser
 
 LAYERS = ("IndRNN", "SimpleRNN", "GRU", "LSTM")
 
@@ -62,25 +63,18 @@ def epochs(name, args):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--lengths", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--features", type=int, default=16)
-    parser.add_argument("--units", type=int, default=128)
-    parser.add_argument("--layer", choices=LAYERS, help="this one alone")
-    args = parser.parse_args(argv)
+    options = parser(__doc__, lengths=200, batch=32, features=16, units=128)
+    options.add_argument("--layer", choices=LAYERS, help="this one alone")
+    args = options.parse_args(argv)
     if args.layer:
         return epochs(args.layer, args)
     print("| layer | first epoch, s | second epoch, s | XLA programs |")
     print("|---|---|---|---|")
     for name in LAYERS:
         # A process for each, for what one compiles the next would find.
-        options = (sys.argv[1:] if argv is None else argv) + ["--layer", name]
+        words = (sys.argv[1:] if argv is None else argv) + ["--layer", name]
         result = subprocess.run(
-            [sys.executable, __file__, *options],
+            [sys.executable, __file__, *words],
             # Let TensorFlow tell of each program that it makes.
             env={
                 **os.environ,

@@ -85,7 +85,7 @@ def compare(layers, unit, args, x, weights):
 
 
 def main(argv=None):
-    options = parser(__doc__, rounds=30)
+    options = parser(__doc__, batch=32, time_steps=784, units=128, rounds=30)
     add_jit(options)
     args = options.parse_args(argv)
 

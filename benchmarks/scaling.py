@@ -8,13 +8,12 @@ stay. Each line is measured in a process of its own, whose peak memory, above
 that with the inputs x and G, is given in arrays of (B, T, N) too.
 """
 
-import argparse
 import json
 import resource
 import subprocess
 import sys
 
-from timing import conditions, medians
+from timing import conditions, medians, parser
 
 FEATURES = 128
 BASE = {"batch": 32, "time_steps": 784, "units": 128}
@@ -123,19 +122,15 @@ def draw(tables, path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--picture", metavar="FILE", help="draw the curves")
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--picture", metavar="FILE", help="draw the curves")
     for name in BASE:
-        parser.add_argument(
+        options.add_argument(
             "--" + name.replace("_", "-"),
             type=int,
             help="measure one size, given by all three",
         )
-    args = parser.parse_args(argv)
+    args = options.parse_args(argv)
     if args.batch:
         return measure(args)
     print(conditions(args))

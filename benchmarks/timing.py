@@ -24,16 +24,15 @@ def medians(calls, x, rounds):
     return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
-def parser(description, rounds):
-    """An ArgumentParser for the sizes, and for how they are timed."""
+def parser(description, **numbers):
+    """An ArgumentParser with options that are whole numbers: their defaults."""
     result = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--batch", type=int, default=32)
-    result.add_argument("--time-steps", type=int, default=784)
-    result.add_argument("--units", type=int, default=128)
-    result.add_argument("--rounds", type=int, default=rounds)
+    for name, default in numbers.items():
+        flag = "--" + name.replace("_", "-")
+        result.add_argument(flag, type=int, default=default)
     return result
 
 

@@ -60,9 +60,10 @@ def make_step(model, jit):
 
 
 def main(argv=None):
-    options = parser(__doc__, rounds=10)
+    options = parser(
+        __doc__, batch=32, time_steps=784, units=128, layers=6, rounds=10
+    )
     add_jit(options)
-    options.add_argument("--layers", type=int, default=6)
     options.add_argument(
         "--policy", default="float32", help="mixed_bfloat16, mixed_float16"
     )
