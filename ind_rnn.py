@@ -201,6 +201,7 @@ class IndRNN(keras.layers.RNN):
         )
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
+        # Not in `inner_loop`: Keras reads the first step before that.
         if sequences.shape[1] == 0:
             raise ValueError(
                 "`sequences` must have at least one time step, got shape "
