@@ -2,11 +2,8 @@
 
 Back-propagation is truncated, in segments of random length, and the state of a
 network is carried from each segment to the next. `--data` has ptb.train.txt,
-ptb.valid.txt and ptb.test.txt, the words of T. Mikolov's "simple-examples"
-(one sentence a line, 10,000 words). The characters are made from them as in the
-literature: spaces become `_`, and each sentence ends with a line break: 50
-symbols; 5,017,482, 393,042 and 442,423 of them. Sources: arXiv 1803.04831,
-section 5.3; arXiv 1910.06251, section on language models.
+ptb.valid.txt and ptb.test.txt (see penn_treebank.py). Sources: arXiv
+1803.04831, section 5.3; arXiv 1910.06251, section on language models.
 
     python examples/language_model.py --level char --data ptb
     python examples/language_model.py --level word --data ptb --minutes 30
@@ -16,7 +13,6 @@ section 5.3; arXiv 1910.06251, section on language models.
 import math
 import pathlib
 import sys
-import threading
 import time
 
 import keras
@@ -25,9 +21,9 @@ import tensorflow as tf
 from keras import ops
 
 import experiment
+import penn_treebank
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 
-END = "\n"  # of a sentence: a symbol of its own at both levels
 VALIDATION_ROWS, CHUNK = 10, 100
 # Arguments of what is done with a trained model.
 AFTERWARDS = (
@@ -56,101 +52,6 @@ DEFAULTS = {
         "last_dropout": 0.3,
     },
 }
-
-
-def load_text(directory, level):
-    """The symbols, and {"train", "valid", "test": their indices, int32 (n,)}.
-
-    Raises:
-        experiment.UserError: If a file cannot be read, is empty, or has
-            symbols that the training text has not.
-    """
-    texts = {}
-    for part in ("train", "valid", "test"):
-        path = pathlib.Path(directory) / f"ptb.{part}.txt"
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise experiment.UserError(f"--data: {path}: {error}") from error
-        texts[part] = [
-            symbol for line in lines for symbol in symbols_of(line, level)
-        ]
-        if len(texts[part]) < 2:
-            raise experiment.UserError(
-                f"--data: {path}: expected words, got none"
-            )
-    symbols = sorted(set(texts["train"]))
-    index = {symbol: number for number, symbol in enumerate(symbols)}
-    for part, text in texts.items():
-        unknown = sorted(set(text) - set(symbols))
-        if unknown:
-            raise experiment.UserError(
-                f"--data: ptb.{part}.txt: expected symbols of ptb.train.txt, "
-                f"got {', '.join(map(repr, unknown[:5]))}"
-            )
-        texts[part] = np.array([index[symbol] for symbol in text], "int32")
-    return symbols, texts
-
-
-def symbols_of(line, level):
-    """The symbols of a sentence, its end included; none of an empty line."""
-    words = line.split()
-    if not words:
-        return []
-    return [*("_".join(words) if level == "char" else words), END]
-
-
-def in_rows(text, count):
-    """(n,) to (count, n // count): consecutive parts, one below another."""
-    length = len(text) // count
-    return text[: length * count].reshape(count, length)
-
-
-class Segments:
-    """Where each training step begins and ends in rows of a given length.
-
-    A pass starts at a random place and goes on in segments of random lengths:
-    most of about `time_steps`, one in twenty of about half as many (arXiv
-    1910.06251). They are rounded to tenths of `time_steps`.
-
-    Arguments:
-        length: Of the rows.
-        time_steps: The usual length of a segment.
-        *entropy: Integers, for the randomness.
-    """
-
-    def __init__(self, length, time_steps, *entropy):
-        self.length, self.time_steps = length, time_steps
-        self.entropy = entropy
-        self.known, self.passes = [], 0
-        # A dataset reads ahead, in a thread of its own.
-        self.lock = threading.Lock()
-
-    def __call__(self, step):
-        """(start, stop, whether a pass begins here) of a training step."""
-        with self.lock:
-            while len(self.known) <= step:
-                self.known += self.one_pass(self.passes)
-                self.passes += 1
-            return self.known[step]
-
-    def one_pass(self, number):
-        """The segments of pass `number`, as `__call__` returns them."""
-        rng = np.random.default_rng([*self.entropy, number])
-        unit = max(1, self.time_steps // 10)
-        most = self.time_steps + 2 * unit
-        # The last symbol is only ever a target.
-        end = self.length - 1
-        start = int(rng.integers(min(self.time_steps, max(1, end - most))))
-        found = []
-        while True:
-            usual = self.time_steps // (1 if rng.random() < 0.95 else 2)
-            size = round(rng.normal(usual, unit) / unit) * unit
-            stop = start + min(max(size, unit), most)
-            if stop > end:
-                return found or [(0, end, True)]
-            found.append((start, stop, not found))
-            start = stop
 
 
 def network(args, symbols, batch_size):
@@ -301,7 +202,7 @@ def evaluate(model, text, chunk=CHUNK):
     The text in as many rows as the batch of `model` has, read from their
     beginnings in chunks of so many steps.
     """
-    rows = in_rows(text, model.input.shape[0])
+    rows = penn_treebank.in_rows(text, model.input.shape[0])
     length = rows.shape[1] - 1
     steps = math.ceil(length / chunk)
 
@@ -462,15 +363,13 @@ def sample(args, model, symbols, count):
     """
     rng = np.random.default_rng(args.seed)
     reset_states(model)
-    index, text = symbols.index(END), []
+    index, text = symbols.index(penn_treebank.END), []
     for _ in range(count):
         logits = model.predict_on_batch(np.array([[index]], "int32"))[0, -1]
         chances = np.exp((logits - logits.max()) / args.temperature)
         index = int(rng.choice(len(symbols), p=chances / chances.sum()))
         text.append(symbols[index])
-    if args.level == "char":
-        return "".join(text).replace("_", " ")
-    return " ".join(text).replace(f" {END}", END).replace(f"{END} ", END)
+    return penn_treebank.text_of(text, args.level)
 
 
 def parse(argv):
@@ -546,15 +445,15 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
-    symbols, texts = load_text(args.data, args.level)
-    rows = in_rows(texts["train"], args.batch_size)
+    symbols, texts = penn_treebank.load_text(args.data, args.level)
+    rows = penn_treebank.in_rows(texts["train"], args.batch_size)
     if rows.shape[1] < 2 or len(texts["valid"]) < 2 * VALIDATION_ROWS:
         raise experiment.UserError(
             "--data: expected two symbols for each row of a batch, got "
             f"{rows.shape[1]} for --batch-size {args.batch_size}, and "
             f"{len(texts['valid'])} to validate with"
         )
-    segments = Segments(rows.shape[1], args.time_steps, args.seed)
+    segments = penn_treebank.Segments(rows.shape[1], args.time_steps, args.seed)
     judge = twin(args, len(symbols), VALIDATION_ROWS)
 
     def batch(epoch, step):

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 import experiment
 import language_model as example
+import penn_treebank
 from runs import history, run
 
 WORDS = "the a cat dog saw ate fish bird <unk> N".split()
@@ -101,14 +102,17 @@ def nats(logits, y):
 def test_load_text(level, expected, tmp_path):
     text = " the cat sat \n\n  a  mat\n  \n"
     parts = {"train": text, "valid": "a mat\n", "test": " the mat"}
-    symbols, texts = example.load_text(write_ptb(tmp_path, **parts), level)
+    symbols, texts = penn_treebank.load_text(
+        write_ptb(tmp_path, **parts), level
+    )
     assert symbols == sorted(set(expected))
     assert [symbols[index] for index in texts["train"]] == expected
     assert all(texts[part].dtype == np.int32 for part in parts)
     assert [len(texts[part]) for part in ("valid", "test")] == (
         [6, 8] if level == "char" else [3, 3]
     )
-    assert symbols[texts["test"][-1]] == example.END
+    assert symbols[texts["test"][-1]] == penn_treebank.END
+    assert penn_treebank.text_of(expected, level) == "the cat sat\na mat\n"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,7 @@ def test_real_text(level, count, lengths):
     path = pathlib.Path(__file__).parents[2] / "shared/data/ptb"
     if not path.exists():
         pytest.skip(f"needs the Penn Treebank in {path.name}")
-    symbols, texts = example.load_text(path, level)
+    symbols, texts = penn_treebank.load_text(path, level)
     assert len(symbols) == count
     assert [len(texts[x]) for x in ("train", "valid", "test")] == lengths
     assert len(np.unique(texts["train"])) == count
@@ -166,7 +170,7 @@ def passes(segments, steps):
 def test_segments_cover_the_rows(length, time_steps):
     unit = max(1, time_steps // 10)
     most = time_steps + 2 * unit
-    segments = example.Segments(length, time_steps, 1)
+    segments = penn_treebank.Segments(length, time_steps, 1)
     *whole, _ = passes(segments, 5 * length // time_steps)
     assert len(whole) >= 3
     for one in whole:
@@ -183,7 +187,7 @@ def test_segments_cover_the_rows(length, time_steps):
 
 @pytest.mark.parametrize("length", [2, 3, 20, 49, 61, 75])
 def test_segments_of_short_rows(length):
-    segments = example.Segments(length, 50, 1)
+    segments = penn_treebank.Segments(length, 50, 1)
     for step in range(50):
         start, stop, first = segments(step)
         assert 0 <= start < stop <= length - 1
@@ -191,7 +195,7 @@ def test_segments_of_short_rows(length):
 
 
 def test_segments_depend_on_entropy_and_step_alone():
-    a, b, c = (example.Segments(900, 20, *x) for x in ([3], [3], [4]))
+    a, b, c = (penn_treebank.Segments(900, 20, *x) for x in ([3], [3], [4]))
     expected = [a(step) for step in range(200)]
     assert [b(step) for step in reversed(range(200))] == expected[::-1]
     assert [c(step) for step in range(200)] != expected
@@ -199,15 +203,15 @@ def test_segments_depend_on_entropy_and_step_alone():
 
 def test_segments_may_be_asked_for_by_two_threads(monkeypatch):
     """A dataset reads ahead in a thread while the callback asks as well."""
-    expected = [example.Segments(60, 10, 1)(step) for step in range(60)]
-    one_pass = example.Segments.one_pass
+    expected = [penn_treebank.Segments(60, 10, 1)(step) for step in range(60)]
+    one_pass = penn_treebank.Segments.one_pass
 
     def slow(self, number):
         time.sleep(0.002)
         return one_pass(self, number)
 
-    monkeypatch.setattr(example.Segments, "one_pass", slow)
-    segments = example.Segments(60, 10, 1)
+    monkeypatch.setattr(penn_treebank.Segments, "one_pass", slow)
+    segments = penn_treebank.Segments(60, 10, 1)
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         twice = [step for step in range(60) for _ in range(2)]
         found = list(threads.map(segments, twice))
@@ -215,7 +219,7 @@ def test_segments_may_be_asked_for_by_two_threads(monkeypatch):
 
 
 def test_mean_length_of_segments():
-    (one, *_) = passes(example.Segments(200_000, 50, 1), 3500)
+    (one, *_) = passes(penn_treebank.Segments(200_000, 50, 1), 3500)
     lengths = np.array([stop - start for start, stop in one])
     assert 0.95 < lengths.mean() / 50 < 1.0
     assert 0.02 < (lengths < 38).mean() < 0.09  # one in twenty of about half
@@ -223,7 +227,7 @@ def test_mean_length_of_segments():
 
 def test_in_rows():
     np.testing.assert_array_equal(
-        example.in_rows(np.arange(8), 3), [[0, 1], [2, 3], [4, 5]]
+        penn_treebank.in_rows(np.arange(8), 3), [[0, 1], [2, 3], [4, 5]]
     )
 
 
@@ -449,7 +453,7 @@ def test_the_time_decides_with_minutes(monkeypatch):
 
 
 def test_states_are_reset_where_a_pass_begins():
-    segments = example.Segments(60, 10, 1)
+    segments = penn_treebank.Segments(60, 10, 1)
     callback, model, rate = schedule(parsed(), segments=segments)
     resets = []
     for step in range(40):
@@ -545,7 +549,7 @@ def test_it_leaves_its_results(
         f"dynamic_{name}": pytest.approx(score(dynamic)),
     }
     assert history(out)[-1]["val_loss"] == pytest.approx(best)
-    symbols, texts = example.load_text(ptb[1], level)
+    symbols, texts = penn_treebank.load_text(ptb[1], level)
     np.testing.assert_array_equal(text, texts["test"])
     np.testing.assert_array_equal(arguments[2], texts["test"])
     np.testing.assert_array_equal(arguments[3], texts["train"])
@@ -559,7 +563,7 @@ def test_it_leaves_its_results(
 
 def test_sample_is_deterministic_and_follows_the_temperature():
     args = parsed()
-    symbols = [example.END, *"abcdefg", "_"]
+    symbols = [penn_treebank.END, *"abcdefg", "_"]
     reader = randomise(example.twin(parsed("--model", "stacked"), V, 1))
     text = example.sample(args, reader, symbols, 12)
     assert len(text) == 12 and set(text) <= {"\n", " ", *"abcdefg"}
@@ -593,7 +597,7 @@ def test_sample_of_words_has_no_spaces_around_line_breaks():
             logits[0, 0, next(script)] = 0
             return logits
 
-    args, symbols = parsed(level="word"), [example.END, "one", "two"]
+    args, symbols = parsed(level="word"), [penn_treebank.END, "one", "two"]
     text = example.sample(args, Reader(), symbols, 7)
     assert text == "\none two\n\ntwo\n"
 
@@ -630,8 +634,8 @@ def test_a_killed_run_resumes_to_the_same_end(ptb, tmp_path, monkeypatch):
     argv += ["--learning-rate", "0.1", "--epoch-steps", "3", "--out"]
     example.main([*argv, str(whole)])
     # No pass ends with an epoch: states are carried from one to the next.
-    _, texts = example.load_text(ptb[1], "char")
-    segments = example.Segments(len(texts["train"]) // 3, 1, 1)
+    _, texts = penn_treebank.load_text(ptb[1], "char")
+    segments = penn_treebank.Segments(len(texts["train"]) // 3, 1, 1)
     assert [segments(step)[2] for step in range(9)] == [True] + [False] * 8
 
     class Kill(BaseException):
