@@ -13,14 +13,16 @@ from matplotlib import pyplot
 import experiment
 
 
-def read(run, column):
-    """(minutes, values) of the run that left its results in a directory."""
+def read(run, column, over="minutes"):
+    """(minutes, or training steps; values) of the run with this directory."""
     path = pathlib.Path(run) / "history.csv"
     try:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
-        minutes = [float(row["seconds"]) / 60 for row in rows]
-        return minutes, [float(row[column]) for row in rows]
+        values = [float(row[column]) for row in rows]
+        if over == "steps":
+            return [int(row["steps"]) for row in rows], values
+        return [float(row["seconds"]) / 60 for row in rows], values
     except OSError as error:
         raise experiment.UserError(str(error)) from error
     except KeyError as error:
@@ -41,6 +43,8 @@ def main(argv=None):
     )
     option = experiment.option
     option(parser, "--column", "val_loss", "of history.csv", metavar="NAME")
+    text = "time, or training steps"
+    option(parser, "--over", "minutes", text, choices=("minutes", "steps"))
     option(
         parser,
         "--top",
@@ -58,9 +62,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for run in args.runs:
-        minutes, values = read(run, args.column)
-        axes.plot(minutes, values, "o-", ms=3, label=pathlib.Path(run).name)
-    axes.set(xlabel="minutes", ylabel=args.column)
+        points = read(run, args.column, args.over)
+        axes.plot(*points, "o-", ms=3, label=pathlib.Path(run).name)
+    axes.set(xlabel=args.over, ylabel=args.column)
     axes.set_ylim(top=args.top)
     axes.grid(alpha=0.3)
     axes.legend()

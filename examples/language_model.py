@@ -47,7 +47,7 @@ DEFAULTS = {
         "embedding": 200,
         "batch_size": 32,
         "learning_rate": 4e-3,
-        "dropout": 0.0,
+        "dropout": 0.1,
         "embedding_dropout": 0.1,
         "last_dropout": 0.3,
     },

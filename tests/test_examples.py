@@ -322,8 +322,12 @@ def test_draw_curves(tmp_path, capsys):
     for name in ("one", "two"):
         run_of = tmp_path / name
         run_of.mkdir()
-        (run_of / "history.csv").write_text("seconds,val\n60,3.5\n90,2\n")
-    assert draw_curves.read(tmp_path / "one", "val") == ([1, 1.5], [3.5, 2])
+        (run_of / "history.csv").write_text(
+            "steps,seconds,val\n7,60,3.5\n9,90,2\n"
+        )
+    read = draw_curves.read
+    assert read(tmp_path / "one", "val") == ([1, 1.5], [3.5, 2])
+    assert read(tmp_path / "one", "val", "steps") == ([7, 9], [3.5, 2])
     runs = [str(tmp_path / name) for name in ("one", "two")]
     path = str(tmp_path / "curves.png")
     draw_curves.main([*runs, "--column", "val", "--out", path])
@@ -331,7 +335,7 @@ def test_draw_curves(tmp_path, capsys):
     assert pathlib.Path(path).stat().st_size > 1000
     for run_of, column, words in (
         (tmp_path / "none", "val", ["none", "No such file"]),
-        (tmp_path / "one", "loss", ["'loss'", "seconds, val"]),
+        (tmp_path / "one", "loss", ["'loss'", "steps, seconds, val"]),
     ):
         code, error = run(
             draw_curves, [str(run_of), "--column", column], capsys
