@@ -4,11 +4,21 @@ Each function returns a functional `keras.Model`, and shows its wiring in a few
 lines. Axis letters: B batch, T time, F input features, N units.
 """
 
+import random
+
 import keras
 from keras import ops
 
 from ind_rnn import IndRNN
-from ind_rnn_cell import _check_bools, _check_known, _integer, _number
+from ind_rnn_cell import (
+    UNKNOWN_TIME_STEPS,
+    TimeConstants,
+    UnitGain,
+    _check_bools,
+    _check_known,
+    _integer,
+    _number,
+)
 
 
 def stacked_ind_rnn(
@@ -42,7 +52,8 @@ def stacked_ind_rnn(
             recurrent_max_abs: The bound of |u|, or "auto" for 2^(1/T), 1.0 if
                 T is None, or None for no bound. Default: "auto".
             recurrent_initializer: Of recurrent weights. Default: None,
-                uniform over [0, bound] (no bound counts as 1).
+                uniform over [-bound / 3, bound], where no bound counts as 1;
+                without batch normalization, `TimeConstants` up to T.
             long_memory: Whether the recurrent weights of the last layer start
                 near 1, uniform over [1 / bound, bound], rather than as all
                 others. Default: False.
@@ -53,7 +64,10 @@ def stacked_ind_rnn(
                 (`TimeStepBatchNormalization`). Default: None, over all steps.
             recurrent_regularizer: Say, a `RecurrentPenalty`, with which
                 `recurrent_max_abs` may be None. Default: None.
-            kernel_initializer: Of dense layers. Default: "he_normal".
+            kernel_initializer: Of dense layers. Default: "he_normal". Without
+                batch normalization, and with the default recurrent weights,
+                `UnitGain` divides their columns by the gain of the neurons
+                that they feed.
             weight_decay: w, adds w / 2 times the sum of squares of the dense
                 kernels to the loss; recurrent weights and biases are spared.
                 Default: 0.0.
@@ -277,12 +291,27 @@ class _Network:
         self.return_sequences = return_sequences
         self.stateful = stateful
         self.input = keras.Input((time_steps, features), batch_size=batch_size)
+        self.unit_gain = None
+        if batch_normalization is None and recurrent_initializer is None:
+            # One seed: feature n has the same memory in every layer, also
+            # where several layers feed one recurrence, as in residual blocks.
+            steps = time_steps or UNKNOWN_TIME_STEPS
+            self.recurrent_initializer = TimeConstants(
+                longest=steps, seed=random.randrange(2**31)
+            )
+            self.unit_gain = UnitGain(
+                kernel_initializer, self.recurrent_initializer, steps
+            )
 
     def dense(self, x, units):
+        """A dense layer that feeds a recurrence."""
+        return self._dense(x, units, self.unit_gain or self.kernel_initializer)
+
+    def _dense(self, x, units, initializer):
         decay = self.weight_decay
         return keras.layers.Dense(
             units,
-            kernel_initializer=_clone(self.kernel_initializer),
+            kernel_initializer=_clone(initializer),
             kernel_regularizer=keras.regularizers.L2(decay / 2)
             if decay
             else None,
@@ -297,7 +326,8 @@ class _Network:
         if last and self.long_memory and bound > 0:
             initializer = uniform(min(1 / bound, bound), bound)
         elif self.recurrent_initializer is None:
-            initializer = uniform(0.0, bound)
+            # A quarter is negative: see benchmarks/drop_in.py
+            initializer = uniform(-bound / 3, bound)
         else:
             initializer = _clone(self.recurrent_initializer)
         x = IndRNN(
@@ -329,7 +359,7 @@ class _Network:
             x = x[:, -1]
         if num_outputs is not None:
             num_outputs = _integer("num_outputs", num_outputs, minimum=1)
-            x = self.dense(x, num_outputs)
+            x = self._dense(x, num_outputs, self.kernel_initializer)
         return keras.Model(self.input, x, name=self.name)
 
 

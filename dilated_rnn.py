@@ -153,10 +153,12 @@ class DilatedRNN(keras.layers.Layer):
                 "`sequences` must have shape (batch, time, features) with a "
                 f"known number of features, got {tuple(sequences_shape)}"
             )
-        batch, _, features = sequences_shape
+        batch, time_steps, features = sequences_shape
         self.input_spec = keras.layers.InputSpec(shape=(None, None, features))
-        for layer in self.layers:
-            layer.build((None, None, features))
+        for layer, dilation in zip(self.layers, self.dilations, strict=True):
+            # IndRNN starts from weights that remember so many steps.
+            steps = time_steps and math.ceil(time_steps / dilation)
+            layer.build((None, steps, features))
             layer.built = True
             features = _units(layer)
         if self.stateful:

@@ -87,7 +87,7 @@ class IndRNN(keras.layers.RNN):
         activation="relu",
         use_kernel=True,
         use_bias=True,
-        kernel_initializer="glorot_uniform",
+        kernel_initializer=None,
         recurrent_initializer=None,
         bias_initializer="zeros",
         kernel_regularizer=None,
@@ -195,6 +195,7 @@ class IndRNN(keras.layers.RNN):
                 "`sequences` must have shape (batch, time, features), "
                 f"got {tuple(sequences_shape)}"
             )
+        self.cell.time_steps = sequences_shape[1]
         super().build(sequences_shape, initial_state_shape)
         self.input_spec = keras.layers.InputSpec(
             shape=(None, None, sequences_shape[-1])

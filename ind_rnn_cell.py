@@ -3,11 +3,16 @@
 This file stands alone: copy it into a project, or install and import it.
 """
 
+import copy
+import functools
 import math
 import numbers
 
 import keras
 from keras import ops
+
+# What initial weights count with where the number of time steps is not known.
+UNKNOWN_TIME_STEPS = 1000
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
@@ -65,6 +70,144 @@ class RecurrentBound(keras.constraints.Constraint):
         return {
             "recurrent_min_abs": self.recurrent_min_abs,
             "recurrent_max_abs": self.recurrent_max_abs,
+        }
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class TimeConstants(keras.initializers.Initializer):
+    """Recurrent weights that remember for different numbers of time steps.
+
+        |u| = exp(-1 / tau),    tau log-uniform over [shortest, longest]
+
+    so that as many neurons remember for 1 to 10 steps as for 10 to 100. Without
+    input, a state falls to 1/e of itself in tau steps. The default of
+    `IndRNNCell` and `IndRNN`, chosen by `benchmarks/drop_in.py`.
+
+    Arguments:
+        shortest: The shortest time constant, in steps, a number > 0. Default:
+            0.5.
+        longest: The longest one, a number >= `shortest`. As long as the
+            sequences is a good choice. Default: 1000.
+        negative: The fraction of weights that are negative, in [0, 1): their
+            neurons answer to changes. Default: 0.25.
+        seed: An integer, or None for another one in each instance. An instance
+            draws the same values each time. Default: None.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range.
+
+    Example:
+        >>> u = TimeConstants(longest=784)((128,))
+        >>> bool(abs(u).numpy().max() < 1)
+        True
+    """
+
+    def __init__(self, shortest=0.5, longest=1000.0, negative=0.25, seed=None):
+        self.shortest = _number("shortest", shortest)
+        self.longest = _number("longest", longest)
+        if self.shortest == 0:
+            raise ValueError(f"`shortest` must be above 0, got {shortest}")
+        if self.longest < self.shortest:
+            raise ValueError(
+                "`longest` must be at least `shortest`, got "
+                f"{longest} and {shortest}"
+            )
+        self.negative = _number("negative", negative, below=1)
+        self.seed = None if seed is None else _integer("seed", seed)
+        self._uniform = keras.initializers.RandomUniform(0.0, 1.0, self.seed)
+
+    def __call__(self, shape, dtype=None):
+        r = self._uniform(shape, "float32")
+        negative = r < self.negative
+        # What is left of r, once it has chosen the sign, is uniform again.
+        r = ops.where(
+            negative,
+            r / (self.negative or 1.0),
+            (r - self.negative) / (1 - self.negative),
+        )
+        tau = self.shortest * (self.longest / self.shortest) ** r
+        u = ops.exp(-1 / tau)
+        u = ops.where(negative, -u, u)
+        return ops.cast(u, dtype or keras.config.floatx())
+
+    def get_config(self):
+        return {
+            "shortest": self.shortest,
+            "longest": self.longest,
+            "negative": self.negative,
+            "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class UnitGain(keras.initializers.Initializer):
+    """A kernel for neurons that remember: none amplifies what enters it.
+
+        kernel = initializer * max(1 - |u|, 1 / time_steps)
+
+    A neuron with recurrent weight u adds up its inputs. It multiplies a
+    constant input by 1 + u + u^2 + ... = 1 / (1 - u), and a stack multiplies
+    these gains. So each column of the kernel is divided by the gain of its
+    neuron. The default of `IndRNNCell` and `IndRNN`, chosen by
+    `benchmarks/drop_in.py`.
+
+    Arguments:
+        initializer: Of the kernel of neurons without memory: an initializer,
+            its Keras name or config. Default: "he_uniform", for ReLU.
+        recurrent_initializer: That of the recurrent weights u, which has to
+            draw the same values each time; or None in an IndRNN, which passes
+            its own. Default: None.
+        time_steps: Over how many steps the gain counts. Default: 1000.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range.
+
+    Example:
+        >>> layer = IndRNNCell(128, kernel_initializer=UnitGain("orthogonal"))
+    """
+
+    def __init__(
+        self,
+        initializer="he_uniform",
+        recurrent_initializer=None,
+        time_steps=1000,
+    ):
+        _check_known(
+            keras.initializers.get,
+            initializer=initializer,
+            recurrent_initializer=recurrent_initializer,
+        )
+        self.initializer = keras.initializers.get(initializer)
+        self.recurrent_initializer = keras.initializers.get(
+            recurrent_initializer
+        )
+        self.time_steps = _integer("time_steps", time_steps, minimum=1)
+        if initializer is None:
+            raise ValueError("`initializer` must be an initializer, got None")
+
+    def __call__(self, shape, dtype=None):
+        if self.recurrent_initializer is None:
+            raise ValueError(
+                "`recurrent_initializer` of UnitGain must be given where the "
+                "kernel is not that of an IndRNN, got None"
+            )
+        u = self.recurrent_initializer((shape[-1],), dtype=dtype)
+        scale = ops.maximum(1 - ops.abs(u), 1 / self.time_steps)
+        return self.initializer(shape, dtype=dtype) * scale
+
+    def of(self, recurrent_initializer):
+        """The same for these recurrent weights, if it has none of its own."""
+        result = copy.copy(self)
+        if self.recurrent_initializer is None:
+            result.recurrent_initializer = recurrent_initializer
+        return result
+
+    def get_config(self):
+        serialize = keras.initializers.serialize
+        return {
+            "initializer": serialize(self.initializer),
+            "recurrent_initializer": serialize(self.recurrent_initializer),
+            "time_steps": self.time_steps,
         }
 
 
@@ -156,7 +299,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         activation="relu",
         use_kernel=True,
         use_bias=True,
-        kernel_initializer="glorot_uniform",
+        kernel_initializer=None,
         recurrent_initializer=None,
         bias_initializer="zeros",
         kernel_regularizer=None,
@@ -194,8 +337,6 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             bias_constraint=bias_constraint,
         )
         _check_known(keras.activations.get, activation=activation)
-        if recurrent_initializer is None:
-            recurrent_initializer = keras.initializers.RandomUniform(0.0, 1.0)
         super().__init__(
             units,
             activation=activation,
@@ -220,22 +361,24 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         self.bound = RecurrentBound(recurrent_min_abs, recurrent_max_abs)
         self.recurrent_min_abs = self.bound.recurrent_min_abs
         self.recurrent_max_abs = self.bound.recurrent_max_abs
+        self.time_steps = None
 
     def build(self, input_shape):
         self._check_input(input_shape)
+        kernel_initializer, recurrent_initializer = self._start()
         self.kernel = self.bias = None
         if self.use_kernel:
             self.kernel = self.add_weight(
                 shape=(input_shape[-1], self.units),
                 name="kernel",
-                initializer=self.kernel_initializer,
+                initializer=kernel_initializer,
                 regularizer=self.kernel_regularizer,
                 constraint=self.kernel_constraint,
             )
         self.recurrent_kernel = self.add_weight(
             shape=(self.units,),
             name="recurrent_kernel",
-            initializer=self._initialize_recurrent_kernel,
+            initializer=recurrent_initializer,
             regularizer=self.recurrent_regularizer,
             constraint=_Bounded(self.recurrent_constraint, self.bound),
         )
@@ -297,8 +440,23 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             "recurrent_max_abs": self.recurrent_max_abs,
         }
 
-    def _initialize_recurrent_kernel(self, shape, dtype=None):
-        return self.bound(self.recurrent_initializer(shape, dtype=dtype))
+    def _start(self):
+        """What draws the kernel, and what draws u: once for both."""
+        steps = self.time_steps or UNKNOWN_TIME_STEPS
+        initializer = self.recurrent_initializer
+        if initializer is None:
+            initializer = TimeConstants(longest=steps)
+
+        @functools.cache
+        def draw(shape, dtype=None):
+            return self.bound(initializer(shape, dtype=dtype))
+
+        kernel_initializer = self.kernel_initializer
+        if kernel_initializer is None:
+            kernel_initializer = UnitGain(time_steps=steps)
+        if isinstance(kernel_initializer, UnitGain):
+            kernel_initializer = kernel_initializer.of(draw)
+        return kernel_initializer, draw
 
     def _check_input(self, shape):
         if len(shape) != 2:

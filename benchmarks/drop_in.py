@@ -3,12 +3,14 @@
     pip install -e ".[benchmarks]"
     python benchmarks/drop_in.py --mnist mnist.npz --ptb ptb --out out/drop_in
 
-Trains every network on every task with Adam and its defaults, and writes a row
-for each epoch to `runs.csv` in --out. Stopped, it goes on where it was. Each run
-has one core; --jobs of them go side by side.
+Trains every network on every task with Adam, and writes a row for each epoch to
+`runs.csv` in --out. Stopped, it goes on where it was; `drop_in_report.py` makes
+the tables and the picture. Each run has one core; --jobs of them go side by
+side.
 
 Seconds are processor time: the median of the training batches times their
-number, so that neither compiling nor validation counts.
+number, so that neither compiling nor validation counts. Networks of Keras' own
+layers train for four epochs; IndRNN until it has had the time of LSTM.
 """
 
 import argparse
@@ -16,22 +18,16 @@ import concurrent.futures
 import csv
 import dataclasses
 import multiprocessing
-import os
 import pathlib
-import sys
+import statistics
 import time
-
-import numpy as np
 
 from drop_in_tasks import TASKS
 
-UNITS, BATCH = 64, 32
+UNITS, BATCH, EPOCHS = 64, 32, 4
+KEY = "task", "model", "layers", "learning_rate", "seed"
 FIELDS = (
-    "task",
-    "model",
-    "layers",
-    "learning_rate",
-    "seed",
+    *KEY,
     "weights",
     "epoch",
     "seconds",
@@ -39,71 +35,144 @@ FIELDS = (
     "validation_loss",
     "score",
 )
+KERAS = "LSTM", "GRU", "SimpleRNN"
+# (model, numbers of layers, learning rate)
+KERAS_STUDY = (
+    ("LSTM", (1, 2, 4), 1e-3),
+    ("GRU", (1, 2), 1e-3),
+    ("SimpleRNN", (1, 2), 1e-3),
+    ("LSTM", (1,), 3e-3),
+)
+STUDY = (
+    ("IndRNN", (1, 2, 4), 1e-3),
+    ("uniform", (1, 2, 4), 1e-3),
+    ("stacked", (6,), 1e-3),
+    ("stacked, uniform", (6,), 1e-3),
+    ("IndRNN", (1, 2), 3e-3),
+    ("all positive", (2,), 1e-3),
+    ("half negative", (2,), 1e-3),
+    ("longest 1000", (2,), 1e-3),
+    ("glorot", (2,), 1e-3),
+    ("gain^.75", (2,), 1e-3),
+    ("gain^.5", (2,), 1e-3),
+    ("uniform, gain", (2,), 1e-3),
+    ("stacked, time constants", (6,), 1e-3),
+    ("stacked, not normalized", (6,), 1e-3),
+)
+# Which of them train on, for as long as LSTM of so many layers.
+IN_THE_TIME_OF_LSTM = {"IndRNN": 1, "stacked": 2}
+# `stacked_ind_rnn` of 6 layers has the weights of LSTM of 2 layers.
+STACKED_UNITS = 96
+
+
+def options(model, time_steps):
+    """The arguments of a network of IndRNN layers: what its start is."""
+    import keras
+
+    from ind_rnn_cell import TimeConstants, UnitGain
+
+    class Power(UnitGain):
+        """A part of the gain is taken off."""
+
+        def __init__(self, exponent):
+            super().__init__(time_steps=time_steps)
+            self.exponent = exponent
+
+        def __call__(self, shape, dtype=None):
+            plain = self.initializer(shape, dtype=dtype)
+            scale = super().__call__(shape, dtype=dtype) / plain
+            return plain * scale**self.exponent
+
+    def tau(longest=time_steps, **more):
+        return {"recurrent_initializer": TimeConstants(longest=longest, **more)}
+
+    uniform = keras.initializers.RandomUniform(0.0, 1.0)
+    return {
+        "IndRNN": {},
+        # The start of version 1.0, and the papers'
+        "uniform": {
+            "kernel_initializer": "glorot_uniform",
+            "recurrent_initializer": uniform,
+        },
+        "stacked": {},
+        "stacked, uniform": {
+            "recurrent_initializer": keras.initializers.RandomUniform(
+                0.0, 2 ** (1 / time_steps)
+            )
+        },
+        "stacked, time constants": tau(),
+        "stacked, not normalized": {"batch_normalization": None},
+        "all positive": tau(negative=0.0),
+        "half negative": tau(negative=0.5),
+        "longest 1000": {
+            "kernel_initializer": UnitGain(time_steps=1000),
+            **tau(1000),
+        },
+        "glorot": {
+            "kernel_initializer": UnitGain(
+                "glorot_uniform", time_steps=time_steps
+            )
+        },
+        "gain^.75": {"kernel_initializer": Power(0.75)},
+        "gain^.5": {"kernel_initializer": Power(0.5)},
+        "uniform, gain": {"recurrent_initializer": uniform},
+    }[model]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
+    """A network, a task and a seed, and how long to train."""
+
     task: str
     model: str
     layers: int
     learning_rate: float
     seed: int
-    epochs: int
+    seconds: float = 0.0  # at least EPOCHS, and then until these have passed
 
     @property
     def key(self):
         """What tells this run from others, as it stands in `runs.csv`."""
-        return tuple(
-            str(getattr(self, name)) for name in FIELDS[:5]
-        )
+        return tuple(str(getattr(self, name)) for name in KEY)
 
 
-def recurrent_layers(run, task, options):
-    """The layers of a network between its inputs and the dense layer on top."""
+def build(run, task):
+    """The compiled network of a run."""
     import keras
 
     from deep_ind_rnn import stacked_ind_rnn
     from ind_rnn import IndRNN
 
-    if run.model.startswith("stacked"):
-        features = task.x.shape[2] if task.x.ndim == 3 else UNITS
-        return [
-            stacked_ind_rnn(
-                (task.x.shape[1], features),
-                num_layers=run.layers,
-                return_sequences=task.every_step,
-                **options,
-            )
-        ]
-    layer = getattr(keras.layers, run.model, IndRNN)
-    return [
-        layer(
-            UNITS,
-            return_sequences=task.every_step or index < run.layers - 1,
-            **options,
-        )
-        for index in range(run.layers)
-    ]
-
-
-def build(run, task, layers):
-    """The compiled network of a run."""
-    import keras
-
-    inputs = keras.Input(task.x.shape[1:], dtype=task.x.dtype)
-    x = inputs
+    x = inputs = keras.Input(task.x.shape[1:], dtype=task.x.dtype)
     if task.vocabulary:
         embedding = keras.layers.Embedding(
             task.vocabulary, UNITS, mask_zero=task.mask
         )
         x = embedding(x)
-    for layer in layers:
-        x = layer(x)
+    time_steps = task.x.shape[1]
+    if run.model.startswith("stacked"):
+        x = stacked_ind_rnn(
+            (time_steps, x.shape[-1]),
+            STACKED_UNITS,
+            run.layers,
+            return_sequences=task.every_step,
+            **options(run.model, time_steps),
+        )(x)
+    else:
+        for index in range(run.layers):
+            of_layer = {
+                "return_sequences": task.every_step or index < run.layers - 1
+            }
+            if run.model in KERAS:
+                layer = getattr(keras.layers, run.model)(UNITS, **of_layer)
+            else:
+                start = options(run.model, time_steps)
+                layer = IndRNN(UNITS, **of_layer, **start)
+            x = layer(x)
     model = keras.Model(inputs, keras.layers.Dense(task.outputs)(x))
+    loss = "mse"
     if task.classes:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    else:
-        loss = "mse"
     metrics = ["accuracy"] if task.score == "accuracy" else None
     adam = keras.optimizers.Adam(run.learning_rate)
     model.compile(adam, loss, metrics=metrics)
@@ -117,8 +186,7 @@ def train(run, args):
     keras.backend.clear_session()
     keras.utils.set_random_seed(run.seed)
     task = TASKS[run.task](args)
-    layers = recurrent_layers(run, task, CANDIDATES.get(run.model, lambda task: {})(task))
-    model = build(run, task, layers)
+    model = build(run, task)
     rows, batches = [], []
 
     class Watch(keras.callbacks.Callback):
@@ -129,39 +197,35 @@ def train(run, args):
             batches.append(time.process_time() - self.start)
 
         def on_epoch_end(self, epoch, logs=None):
-            score = logs[f"val_{task.score}"]
-            rows.append(
-                {
-                    **dict(zip(FIELDS, run.key, strict=False)),
-                    "weights": model.count_params(),
-                    "epoch": epoch + 1,
-                    "seconds": round(
-                        float(np.median(batches)) * len(batches), 2
-                    ),
-                    "loss": f"{logs['loss']:.5g}",
-                    "validation_loss": f"{logs['val_loss']:.5g}",
-                    "score": f"{score:.5g}",
-                }
+            seconds = statistics.median(batches) * len(batches)
+            row = {
+                "weights": model.count_params(),
+                "epoch": epoch + 1,
+                "seconds": f"{seconds:.2f}",
+                "loss": f"{logs['loss']:.5g}",
+                "validation_loss": f"{logs['val_loss']:.5g}",
+                "score": f"{logs['val_' + task.score]:.5g}",
+            }
+            rows.append({**dict(zip(KEY, run.key, strict=True)), **row})
+            self.model.stop_training = (
+                epoch + 1 >= EPOCHS and seconds >= run.seconds
             )
 
     model.fit(
         task.x,
         task.y,
         batch_size=BATCH,
-        epochs=run.epochs,
+        epochs=EPOCHS * 100,
         validation_data=(task.x_validation, task.y_validation),
         validation_batch_size=250,
-        callbacks=[Watch(), keras.callbacks.TerminateOnNaN()],
+        callbacks=[Watch()],
         verbose=0,
     )
     return rows
 
 
-def take_a_core(cores):
-    """At the start of a process: one core for all that it computes."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {cores.get()})
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+def take_one_core():
+    """At the start of a process: one thread for all that it computes."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -169,7 +233,7 @@ def take_a_core(cores):
 
 
 def read(path):
-    """The rows of `runs.csv`, if there is one."""
+    """The rows of a `runs.csv`, if there is one."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -180,18 +244,15 @@ def compute(runs, args):
     """Train what is not yet in `runs.csv`, and add it there."""
     path = args.out / "runs.csv"
     args.out.mkdir(parents=True, exist_ok=True)
-    done = {tuple(row[name] for name in FIELDS[:5]) for row in read(path)}
+    done = {tuple(row[name] for name in KEY) for row in read(path)}
     runs = [run for run in runs if run.key not in done]
-    context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    for index in range(args.jobs):
-        cores.put(index % os.cpu_count())
-    with (
-        path.open("a", newline="", encoding="utf-8") as file,
-        concurrent.futures.ProcessPoolExecutor(
-            args.jobs, context, take_a_core, (cores,)
-        ) as pool,
-    ):
+    pool = concurrent.futures.ProcessPoolExecutor(
+        args.jobs,
+        multiprocessing.get_context("spawn"),
+        take_one_core,
+        max_tasks_per_child=40,  # what is compiled stays in memory
+    )
+    with path.open("a", newline="", encoding="utf-8") as file, pool:
         writer = csv.DictWriter(file, FIELDS)
         if not file.tell():
             writer.writeheader()
@@ -199,18 +260,38 @@ def compute(runs, args):
         for count, future in enumerate(
             concurrent.futures.as_completed(futures), 1
         ):
-            writer.writerows(future.result())
+            rows = future.result()
+            writer.writerows(rows)
             file.flush()
-            run = futures[future]
-            last = future.result()[-1]
             print(
-                f"{count}/{len(runs)} {' '.join(run.key)}: "
-                f"{last['score']} after {last['seconds']} s",
+                f"{count}/{len(runs)} {' '.join(futures[future].key)}: "
+                f"{rows[-1]['score']} after {rows[-1]['seconds']} s",
                 flush=True,
             )
 
 
-CANDIDATES = {}
+def study(models, args):
+    """All runs of these, one seed after another."""
+    return [
+        Run(task, model, count, rate, seed)
+        for seed in range(args.seeds)
+        for model, layers, rate in models
+        for count in layers
+        for task in TASKS
+    ]
+
+
+def with_time_of_lstm(run, rows):
+    """The run, with the median time that LSTM took for the same task."""
+    layers = IN_THE_TIME_OF_LSTM.get(run.model)
+    seconds = [
+        float(row["seconds"])
+        for row in rows
+        if (row["task"], row["model"], row["layers"], row["epoch"])
+        == (run.task, "LSTM", str(layers), str(EPOCHS))
+    ]
+    seconds = statistics.median(seconds) if seconds else 0.0
+    return dataclasses.replace(run, seconds=seconds)
 
 
 def parser():
@@ -223,5 +304,17 @@ def parser():
     result.add_argument(
         "--out", type=pathlib.Path, default="out/drop_in", metavar="DIR"
     )
+    result.add_argument("--seeds", type=int, default=3, metavar="N")
     result.add_argument("--jobs", type=int, default=2, metavar="N")
     return result
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    compute(study(KERAS_STUDY, args), args)
+    rows = read(args.out / "runs.csv")
+    compute([with_time_of_lstm(run, rows) for run in study(STUDY, args)], args)
+
+
+if __name__ == "__main__":
+    main()

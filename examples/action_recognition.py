@@ -91,6 +91,7 @@ def network(args, inputs):
     """
     shape = (args.frames, inputs)
     deep = {"dropout": args.dropout, "return_sequences": True}
+    deep |= experiment.start(args, 2 ** (1 / args.frames))
     if args.model == "stacked":
         body = stacked_ind_rnn(shape, args.units, args.layers, **deep)
     elif args.model == "residual":
@@ -261,6 +262,7 @@ def parse(argv):
     text = "whose probabilities are averaged"
     experiment.option(parser, "--test-crops", 10, text, type=count)
     # As in arXiv 1910.06251.
+    experiment.add_start(parser)
     experiment.add_deep(parser, growth=48, block_sizes=[8, 6, 4])
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.dataset].items():

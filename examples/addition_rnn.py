@@ -39,17 +39,7 @@ def build_model(args):
     for last in (False, True):
         options = {"units": args.units, "return_sequences": not last}
         if args.model == "indrnn":
-            # The last layer keeps what it sees: its weights start near 1.
-            lowest = 1 / bound if last else 0.0
-            layers.append(
-                IndRNN(
-                    recurrent_max_abs=bound,
-                    recurrent_initializer=keras.initializers.RandomUniform(
-                        lowest, bound
-                    ),
-                    **options,
-                )
-            )
+            layers.append(ind_rnn(args, bound, last, **options))
         else:
             layers.append(experiment.BASELINES[args.model](**options))
     layers.append(keras.layers.Dense(1))
@@ -64,6 +54,17 @@ def build_model(args):
         jit_compile=experiment.jit_compile(args),
     )
     return model
+
+
+def ind_rnn(args, bound, last, **options):
+    """IndRNN with the weights of --start."""
+    if args.start == "uniform":
+        # The last layer keeps what it sees: its weights start near 1.
+        lowest = 1 / bound if last else 0.0
+        uniform = keras.initializers.RandomUniform(lowest, bound)
+        options["recurrent_initializer"] = uniform
+        options["kernel_initializer"] = "glorot_uniform"
+    return IndRNN(recurrent_max_abs=bound, **options)
 
 
 def add_arguments(parser):
@@ -96,6 +97,7 @@ def add_arguments(parser):
         ),
     ):
         experiment.option(parser, flag, default, text, type=kind)
+    experiment.add_start(parser)
 
 
 def parse(argv):

@@ -112,6 +112,26 @@ def add_deep(parser, growth, block_sizes):
     option(parser, "--block-sizes", block_sizes, text, type=count(1), nargs="+")
 
 
+def add_start(parser):
+    """Add --start: what recurrent weights are before training."""
+    option(
+        parser,
+        "--start",
+        "uniform",
+        "recurrent weights: uniform over [0, bound], as in the papers, or the "
+        "default of the library",
+        choices=("uniform", "default"),
+    )
+
+
+def start(args, bound):
+    """The recurrent weights of --start, as arguments of a network or layer."""
+    if args.start == "default":
+        return {}
+    uniform = keras.initializers.RandomUniform(0.0, bound)
+    return {"recurrent_initializer": uniform}
+
+
 def hidden_structs(args):
     """The units of each layer, from --hidden and --dilations."""
     layers = len(args.dilations)

@@ -111,6 +111,7 @@ def network(args):
     """The network of --model, from pixels to logits."""
     shape = (args.pad_noise, 1)
     deep = {"num_outputs": 10, "long_memory": True, "dropout": args.dropout}
+    deep |= experiment.start(args, 2 ** (1 / args.pad_noise))
     if args.model == "stacked":
         return stacked_ind_rnn(shape, args.units, args.layers, **deep)
     if args.model == "residual":
@@ -143,33 +144,29 @@ def plain_layers(args):
         last = index == args.layers - 1
         options = {"units": args.units, "return_sequences": not last}
         if args.model == "indrnn":
-            layers += ind_rnn_layer(
-                last, args.pad_noise, args.dropout, **options
-            )
+            layers += ind_rnn_layer(args, last, **options)
         else:
             layers.append(experiment.BASELINES[args.model](**options))
     return layers
 
 
-def ind_rnn_layer(last, length, dropout, units, return_sequences):
+def ind_rnn_layer(args, last, units, return_sequences):
     """IndRNN, batch normalization, and dropout with one mask for all steps."""
-    bound = 2 ** (1 / length)
+    bound = 2 ** (1 / args.pad_noise)
+    options = {"units": units, "return_sequences": return_sequences}
+    if args.start == "uniform":
+        options["kernel_initializer"] = "he_normal"
+        # The last layer keeps what it sees: its weights start near 1.
+        lowest = 1 / bound if last else 0.0
+        uniform = keras.initializers.RandomUniform(lowest, bound)
+        options["recurrent_initializer"] = uniform
     layers = [
-        IndRNN(
-            units,
-            kernel_initializer="he_normal",
-            # The last layer keeps what it sees: its weights start near 1.
-            recurrent_initializer=keras.initializers.RandomUniform(
-                1 / bound if last else 0.0, bound
-            ),
-            recurrent_max_abs=bound,
-            return_sequences=return_sequences,
-        ),
+        IndRNN(recurrent_max_abs=bound, **options),
         keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5),
     ]
-    if dropout > 0:
+    if args.dropout > 0:
         shape = (None, 1, units) if return_sequences else None
-        layers.append(keras.layers.Dropout(dropout, noise_shape=shape))
+        layers.append(keras.layers.Dropout(args.dropout, noise_shape=shape))
     return layers
 
 
@@ -188,6 +185,7 @@ def parse(argv):
         ),
     ):
         experiment.option(parser, flag, default, text, type=kind)
+    experiment.add_start(parser)
     # As in arXiv 1910.06251.
     experiment.add_deep(parser, growth=16, block_sizes=[8, 6, 4])
     experiment.add_dilated(parser, hidden=20)

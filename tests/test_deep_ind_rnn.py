@@ -214,11 +214,11 @@ def test_initial_recurrent_weights(network, long_memory, time, given, bound):
     assert {x.recurrent_max_abs for x in of_type(model, IndRNN)} == {bound}
     weights = recurrent(model)
     bound = np.float32(1.0 if bound is None else bound)
-    lows = [0.0] * len(weights)
+    lows = [-bound / 3] * len(weights)
     if long_memory and bound > 0:
         lows[-1] = min(1 / bound, bound)
     for u, low in zip(weights, lows, strict=True):
-        assert low * (1 - 1e-6) <= u.min() and u.max() <= bound
+        assert low - 1e-6 * bound <= u.min() and u.max() <= bound
         # Kolmogorov-Smirnov
         ranks = (np.sort(u) - low) / max(bound - low, 1e-6)
         if bound - low > 1e-6:
@@ -226,6 +226,44 @@ def test_initial_recurrent_weights(network, long_memory, time, given, bound):
             assert np.abs(ranks - uniform).max() < 2 / np.sqrt(len(u))
     if bound > 0:
         assert len({u[0] for u in weights}) == len(weights)
+
+
+@every_network
+@pytest.mark.parametrize("time", [5, 20, 1000])
+def test_start_without_normalization(network, time):
+    """Each Dense layer knows what the recurrence that it feeds remembers."""
+    keras.utils.set_random_seed(2)
+    key = "growth_rate" if network is dense_ind_rnn else "units"
+    model = small(network, (time, 16), batch_normalization=None, **{key: 48})
+    units = {len(u) for u in recurrent(model)}
+    for count in units:
+        same = [u for u in recurrent(model) if len(u) == count]
+        assert all((u == same[0]).all() for u in same)
+        assert np.abs(same[0]).max() <= np.float32(np.exp(-1 / time))
+    kernels = [x.kernel.numpy() for x in of_type(model, Dense)]
+    by_units = {len(u): u for u in recurrent(model)}
+    for kernel in kernels:
+        u = by_units[kernel.shape[1]]
+        plain = kernel / np.maximum(1 - np.abs(u), 1 / time)
+        # As "he_normal": of equal spread, whatever a neuron remembers
+        expected = np.sqrt(2 / len(kernel))
+        assert 0.7 < plain[:, np.abs(u) > 0.5].std() / expected < 1.3
+        assert 0.7 < plain[:, np.abs(u) < 0.5].std() / expected < 1.3
+    for a, b in itertools.combinations(kernels, 2):
+        assert a.shape != b.shape or np.abs(a - b).max() > 1e-3
+    x = data(2, 1, 16).astype("float32") * np.ones((2, time, 16), "float32")
+    y = model(x).numpy()
+    assert 0.02 < np.sqrt(np.mean(y**2) / np.mean(x**2)) < 5
+
+
+def test_the_head_without_normalization_has_no_gain():
+    keras.utils.set_random_seed(3)
+    model = stacked_ind_rnn(
+        (9, 2), 64, 1, num_outputs=64, batch_normalization=None
+    )
+    *_, head = of_type(model, Dense)
+    spread = head.kernel.numpy().std(axis=0) / np.sqrt(2 / 64)
+    assert 0.6 < spread.min() and spread.max() < 1.4
 
 
 @every_network

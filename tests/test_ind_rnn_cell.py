@@ -434,16 +434,6 @@ def test_initializer_regularizer_and_constraint_have_effect(name):
     np.testing.assert_array_equal(w, np.zeros(w.shape))
 
 
-def test_default_initializers():
-    cell = IndRNNCell(1000)
-    cell.build((B, 1000))
-    u, limit = cell.recurrent_kernel.numpy(), np.sqrt(6 / 2000)
-    assert 0 <= u.min() < 0.02 and 0.98 < u.max() <= 1
-    assert abs(u.mean() - 0.5) < 0.05
-    assert 0.99 * limit < np.abs(cell.kernel).max() <= limit
-    assert not cell.bias.numpy().any()
-
-
 def test_config_holds_every_argument():
     parameters = set(inspect.signature(IndRNNCell).parameters) - {"kwargs"}
     assert parameters == set(CELL_OPTIONS)

@@ -1,0 +1,287 @@
+"""The start: what the default initializers draw, and what it does."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dilated_rnn import DilatedRNN
+from ind_rnn import IndRNN
+from ind_rnn_cell import IndRNNCell, TimeConstants, UnitGain
+
+UNIFORM = {
+    "kernel_initializer": "glorot_uniform",
+    "recurrent_initializer": keras.initializers.RandomUniform(0.0, 1.0),
+}
+
+
+def kolmogorov_smirnov(values):
+    """How far sorted values are from uniform over [0, 1], times sqrt(n)."""
+    n = len(values)
+    uniform = (np.arange(n) + 0.5) / n
+    return np.abs(np.sort(values) - uniform).max() * np.sqrt(n)
+
+
+def weights(layer, *shape):
+    layer.build(shape)
+    cell = getattr(layer, "cell", layer)
+    return [w.numpy() for w in cell.trainable_weights]
+
+
+@pytest.mark.parametrize("shortest, longest", [(0.5, 1000), (3, 30), (0.1, 1)])
+@pytest.mark.parametrize("negative", [0.0, 0.25, 0.9])
+def test_time_constants_are_log_uniform(shortest, longest, negative):
+    initializer = TimeConstants(shortest, longest, negative, seed=1)
+    u = np.array(initializer((4000,), "float64"))
+    for part, share in ((u[u < 0], negative), (u[u > 0], 1 - negative)):
+        assert abs(len(part) - 4000 * share) <= 2.5 * np.sqrt(4000 / 4)
+        if share:
+            tau = -1 / np.log(np.abs(part))
+            place = np.log(tau / shortest) / np.log(longest / shortest)
+            assert -1e-3 < place.min() and place.max() < 1 + 1e-3
+            assert kolmogorov_smirnov(place) < 1.63  # 1 %
+    assert (np.abs(u) < 1).all()
+
+
+def test_one_time_constant_for_all():
+    u = TimeConstants(7, 7, negative=0.0)((50,))
+    np.testing.assert_allclose(u, np.full(50, math.exp(-1 / 7)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", None])
+def test_dtypes(dtype):
+    for initializer in (TimeConstants(), UnitGain("ones", TimeConstants())):
+        expected = dtype or keras.config.floatx()
+        assert initializer((4,), dtype).dtype == expected
+
+
+def test_an_instance_repeats_itself_and_others_differ():
+    shape = (3, 40)
+    for make in (
+        lambda seed: TimeConstants(seed=seed),
+        lambda seed: UnitGain(
+            keras.initializers.HeUniform(seed), TimeConstants(seed=seed)
+        ),
+    ):
+        initializer, seeded, twin, other, third = map(
+            make, (None, 1, 1, 2, None)
+        )
+        drawn = initializer(shape)
+        np.testing.assert_array_equal(drawn, initializer(shape))
+        np.testing.assert_array_equal(seeded(shape), twin(shape))
+        assert np.abs(seeded(shape) - other(shape)).min() > 0
+        assert np.abs(drawn - third(shape)).min() > 0
+
+
+@pytest.mark.parametrize("time_steps", [1, 10, 784, 10_000])
+def test_default_start_of_a_layer(time_steps):
+    kernel, u, bias = weights(IndRNN(2000), None, time_steps, 50)
+    tau = -1 / np.log(np.abs(u))
+    place = np.log(tau / 0.5) / np.log(time_steps / 0.5)
+    assert kolmogorov_smirnov(np.clip(place, 0, 1)) < 1.63
+    assert abs((u < 0).mean() - 0.25) < 0.05
+    plain = kernel / np.maximum(1 - np.abs(u), 1 / time_steps)
+    limit = np.sqrt(6 / 50)
+    assert kolmogorov_smirnov(plain.ravel() / limit / 2 + 0.5) < 1.63
+    assert not bias.any()
+
+
+def test_where_nobody_knows_the_number_of_time_steps():
+    keras.utils.set_random_seed(3)
+    drawn = [
+        weights(layer, *shape)
+        for layer, shape in (
+            (IndRNNCell(500), (None, 7)),
+            (IndRNN(500), (None, None, 7)),
+            (keras.layers.RNN(IndRNNCell(500)), (None, 30, 7)),
+        )
+    ]
+    for kernel, u, _ in drawn:
+        assert 0.99 < np.abs(u).max() < math.exp(-1 / 1000)
+        plain = kernel / np.maximum(1 - np.abs(u), 1e-3)
+        assert 0.98 < np.abs(plain).max() / np.sqrt(6 / 7) < 1.0001
+
+
+def test_a_dilated_layer_has_fewer_steps():
+    layer = DilatedRNN([IndRNN(300), IndRNN(300)], [1, 50])
+    layer.build((None, 1000, 2))
+    for inner, steps in zip(layer.layers, (1000, 20), strict=True):
+        u = np.abs(inner.cell.recurrent_kernel)
+        assert math.exp(-2 / steps) < u.max() <= math.exp(-1 / steps)
+
+
+def test_the_gain_is_that_of_the_weights_that_the_cell_draws():
+    u = keras.initializers.RandomUniform(-2.0, 2.0)
+    for given, expected in (
+        (None, None),
+        (u, None),
+        # One that draws something else each time
+        (lambda shape, dtype: tf.random.uniform(shape, dtype=dtype), None),
+    ):
+        cell = IndRNNCell(
+            200,
+            kernel_initializer=UnitGain("ones"),
+            recurrent_initializer=given,
+            recurrent_max_abs=0.9,
+        )
+        kernel, u, _ = weights(cell, None, 1)
+        assert np.abs(u).max() <= np.float32(0.9)
+        scale = np.maximum(1 - np.abs(u), 1e-3)
+        np.testing.assert_allclose(kernel[0], scale, rtol=1e-5)
+
+
+def test_the_papers_starts_are_there_by_name():
+    kernel, u, _ = weights(IndRNN(1000, **UNIFORM), None, 10, 1000)
+    assert 0 <= u.min() < 0.02 and 0.98 < u.max() <= 1
+    limit = np.sqrt(6 / 2000)
+    assert 0.99 * limit < np.abs(kernel).max() <= limit
+
+
+def responses(x, depth=6, units=128, **options):
+    """The root mean square of each layer's last output over that of x."""
+    unit, result = np.sqrt(np.mean(x**2)), []
+    for _ in range(depth):
+        x = IndRNN(units, return_sequences=True, **options)(x)
+        result.append(float(np.sqrt(np.mean(x[:, -1].numpy() ** 2))) / unit)
+    return result
+
+
+@pytest.mark.parametrize("time_steps", [1, 2, 10, 100, 1000, 10_000])
+@pytest.mark.parametrize("kind", ["constant", "noise"])
+def test_a_stack_neither_explodes_nor_dies_out(kind, time_steps):
+    keras.utils.set_random_seed(4)
+    rng = np.random.default_rng(5)
+    length = time_steps if kind == "noise" else 1
+    x = rng.normal(size=(4, length, 128)).astype("float32")
+    x = np.broadcast_to(x, (4, time_steps, 128))
+    first, *_, last = responses(x)
+    assert (0.6 if kind == "constant" else 0.25) < first < 1.3
+    assert (0.1 if kind == "constant" else 0.05) < last < 1.5
+    if time_steps >= 100:
+        assert responses(x, **UNIFORM)[-1] > 1000
+
+
+def test_no_positive_neuron_amplifies_a_constant():
+    keras.utils.set_random_seed(6)
+    layer = IndRNN(
+        500, recurrent_initializer=TimeConstants(longest=300, negative=0.0)
+    )
+    x = np.ones((1, 300, 8), "float32")
+    h, (kernel, u, _) = layer(x)[0].numpy(), layer.get_weights()
+    without = np.maximum(x[0, 0] @ (kernel / np.maximum(1 - u, 1 / 300)), 0)
+    alive = without > 0
+    gain = h[alive] / without[alive]
+    assert 1 - math.exp(-1) - 1e-3 < gain.min() < 0.7 and gain.max() < 1.001
+
+
+def test_the_first_epoch_on_a_slow_series():
+    """Where the uniform start had a loss of 10,000 and more."""
+    t = np.arange(120) / 60
+    phase = np.random.default_rng(7).uniform(0, 6, (256, 1))
+    x = (1 + np.sin(t + phase)).astype("float32")[:, :, None]
+    y = np.sin(2.4 + phase)
+    losses = []
+    for options in ({}, UNIFORM):
+        keras.utils.set_random_seed(8)
+        model = keras.Sequential(
+            [keras.Input((120, 1))]
+            + [IndRNN(32, return_sequences=True, **options) for _ in range(3)]
+            + [IndRNN(32, **options), keras.layers.Dense(1)]
+        )
+        model.compile("adam", "mse")
+        losses.append(model.fit(x, y, verbose=0).history["loss"][0])
+    assert losses[0] < 1 and losses[1] > 100
+
+
+def test_both_directions_and_clones_differ():
+    layer = keras.layers.Bidirectional(IndRNN(50))
+    layer.build((None, 20, 3))
+    cells = layer.forward_layer.cell, layer.backward_layer.cell
+    for cell in cells:
+        gain = np.maximum(1 - np.abs(cell.recurrent_kernel), 1 / 20)
+        assert np.abs(cell.kernel / gain).max() <= np.sqrt(2) * 1.0001
+    assert np.abs(cells[0].recurrent_kernel - cells[1].recurrent_kernel).min()
+
+
+@pytest.mark.parametrize(
+    "initializer",
+    [
+        TimeConstants(2.0, 50.0, 0.5, 7),
+        TimeConstants(),
+        UnitGain("orthogonal", TimeConstants(3.0), 20),
+        UnitGain(),
+    ],
+)
+def test_initializers_serialize(initializer):
+    config = initializer.get_config()
+    saved = keras.saving.serialize_keras_object(initializer)
+    loaded = keras.saving.deserialize_keras_object(saved)
+    assert type(loaded) is type(initializer)
+    assert loaded.get_config() == config
+    assert keras.initializers.get(saved).get_config() == config
+
+
+def test_models_with_initializers_load(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((9, 2)),
+            IndRNN(
+                4,
+                kernel_initializer=UnitGain("orthogonal"),
+                recurrent_initializer=TimeConstants(longest=9),
+                return_sequences=True,
+            ),
+            IndRNN(4),
+        ]
+    )
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    first, second = loaded.layers
+    base = first.kernel_initializer.initializer
+    assert isinstance(base, keras.initializers.Orthogonal)
+    assert first.recurrent_initializer.longest == 9
+    assert second.kernel_initializer is second.recurrent_initializer is None
+
+
+@pytest.mark.parametrize(
+    "make, argument, value",
+    [
+        (TimeConstants, "shortest", 0),
+        (TimeConstants, "shortest", -1),
+        (TimeConstants, "shortest", "1"),
+        (TimeConstants, "longest", 0.1),
+        (TimeConstants, "longest", None),
+        (TimeConstants, "longest", math.inf),
+        (TimeConstants, "negative", 1),
+        (TimeConstants, "negative", -0.1),
+        (TimeConstants, "negative", True),
+        (TimeConstants, "seed", 1.5),
+        (UnitGain, "initializer", "nonsense"),
+        (UnitGain, "initializer", None),
+        (UnitGain, "recurrent_initializer", "nonsense"),
+        (UnitGain, "time_steps", 0),
+        (UnitGain, "time_steps", 1.5),
+        (UnitGain, "time_steps", None),
+    ],
+)
+def test_bad_argument_is_named(make, argument, value):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        make(**{argument: value})
+    message = str(caught.value)
+    assert f"`{argument}` must be" in message and str(value) in message
+
+
+def test_unit_gain_outside_of_an_ind_rnn_wants_its_recurrent_weights():
+    with pytest.raises(ValueError, match="`recurrent_initializer`.*got None"):
+        keras.layers.Dense(3, kernel_initializer=UnitGain()).build((None, 2))
+    u = TimeConstants(longest=50, seed=1)
+    dense = keras.layers.Dense(30, kernel_initializer=UnitGain("ones", u, 50))
+    recur = IndRNN(30, use_kernel=False, recurrent_initializer=u)
+    dense.build((None, 50, 2))
+    (u, _) = weights(recur, None, 50, 30)
+    scale = np.maximum(1 - np.abs(u), 1 / 50)
+    np.testing.assert_allclose(dense.kernel[0], scale, rtol=1e-5)
