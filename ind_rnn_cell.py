@@ -249,9 +249,11 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             normalization) stands between projection and recurrence. Default:
             True.
         use_bias: Whether to add a bias. Default: True.
-        kernel_initializer: Default: "glorot_uniform".
-        recurrent_initializer: Default: None, uniform over [0, 1]. Initial
-            values outside the bound are moved onto it.
+        kernel_initializer: Default: None, `UnitGain()`: "he_uniform", with
+            the gain of each neuron taken off.
+        recurrent_initializer: Default: None, `TimeConstants()` up to the
+            `time_steps` of the cell. Initial values outside the bound are
+            moved onto it.
         bias_initializer: Default: "zeros".
         kernel_regularizer, recurrent_regularizer, bias_regularizer:
             Default: None.
@@ -267,6 +269,10 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             for all time steps. Default: 0.0.
         seed: Integer seed of the dropout masks, or None. Default: None.
         **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
+
+    Set the attribute `time_steps` of a cell before it is built to the length
+    of the sequences, for the default initializers. IndRNN does so where it
+    knows the length. Otherwise they count with 1000 steps.
 
     The bound `recurrent_min_abs <= |u| <= recurrent_max_abs` holds for the
     weight in use at every step, whatever the optimizer; for initial and saved
@@ -441,7 +447,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         }
 
     def _start(self):
-        """What draws the kernel, and what draws u: once for both."""
+        """The initializers of the kernel and of u, which see the same u."""
         steps = self.time_steps or UNKNOWN_TIME_STEPS
         initializer = self.recurrent_initializer
         if initializer is None:

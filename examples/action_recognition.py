@@ -261,8 +261,8 @@ def parse(argv):
         )
     text = "whose probabilities are averaged"
     experiment.option(parser, "--test-crops", 10, text, type=count)
-    # As in arXiv 1910.06251.
     experiment.add_start(parser)
+    # As in arXiv 1910.06251.
     experiment.add_deep(parser, growth=48, block_sizes=[8, 6, 4])
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.dataset].items():

@@ -1,0 +1,282 @@
+"""The tables and the picture of `drop_in.py`, from its `runs.csv`.
+
+    python benchmarks/drop_in_report.py out/drop_in/runs.csv \
+        --picture img/drop_in/drop_in.png
+
+A figure is the mean over the seeds and their standard deviation; accuracies are
+those of rows, pixels, permuted and words, all others losses. A score after some
+time is the best one up to then, as early stopping would keep it.
+"""
+
+import argparse
+import pathlib
+import statistics
+
+from drop_in import EPOCHS, read
+
+ACCURACIES = "rows", "pixels", "permuted", "words"
+CANDIDATES = (
+    "IndRNN",
+    "uniform",
+    "all positive",
+    "half negative",
+    "longest 1000",
+    "glorot",
+    "gain^.75",
+    "gain^.5",
+    "uniform, gain",
+)
+
+
+class Study:
+    """The runs: rows of epochs by (task, model, layers, learning rate)."""
+
+    def __init__(self, rows):
+        self.runs = {}
+        for row in rows:
+            key = row["task"], row["model"], int(row["layers"])
+            seeds = self.runs.setdefault(
+                (*key, float(row["learning_rate"])), {}
+            )
+            seeds.setdefault(row["seed"], []).append(row)
+        self.tasks = list(dict.fromkeys(row["task"] for row in rows))
+
+    def seeds(self, task, model, layers, rate=1e-3):
+        return list(self.runs.get((task, model, layers, rate), {}).values())
+
+    def after(self, epoch, column="score"):
+        """Values of each seed after so many epochs, as a function."""
+        return lambda task, *run: [
+            float(rows[epoch - 1][column]) for rows in self.seeds(task, *run)
+        ]
+
+    def within(self, layers):
+        """Values of each seed in the time of LSTM with so many layers."""
+
+        def values(task, *run):
+            best = max if task in ACCURACIES else min
+            time = statistics.median(
+                self.after(EPOCHS, "seconds")(task, "LSTM", layers)
+            )
+            return [
+                best(
+                    float(row["score"])
+                    for row in rows
+                    if row is rows[0] or float(row["seconds"]) <= time
+                )
+                for rows in self.seeds(task, *run)
+            ]
+
+        return values
+
+
+def is_better(task, a, b, slack=0.0):
+    """Whether score a is at least as good as b, less `slack` of b."""
+    if task in ACCURACIES:
+        return a >= b * (1 - slack)
+    return a <= b * (1 + slack)
+
+
+def text(values):
+    """Mean and standard deviation."""
+    mean = statistics.mean(values)
+    digits = max(0, 3 - len(str(int(abs(mean)))) + (abs(mean) < 0.1))
+    result = f"{mean:.{digits}f}"
+    if len(values) > 1:
+        result += f" ± {statistics.stdev(values):.{digits}f}"
+    return result
+
+
+def table(study, title, columns, rivals=(0, 1), slack=0.0, score=True):
+    """A table of (name, values of a task, run): the two rivals are compared."""
+    print(f"\n{title}\n")
+    print("| task |" + "".join(f" {name} |" for name, *_ in columns))
+    print("|---|" + "---|" * len(columns))
+    wins = total = 0
+    for task in study.tasks:
+        cells = [values(task, *run) for _, values, run in columns]
+        if not all(cells[index] for index in rivals):
+            continue
+        means = [cell and statistics.mean(cell) for cell in cells]
+        shown = [text(cell) if cell else "–" for cell in cells]
+        if score:
+            best = (max if task in ACCURACIES else min)(
+                mean for mean in means if mean != []
+            )
+            shown = [
+                f"**{cell}**" if mean == best else cell
+                for cell, mean in zip(shown, means, strict=True)
+            ]
+        print(f"| {task} |" + "".join(f" {cell} |" for cell in shown))
+        wins += is_better(task, *(means[index] for index in rivals), slack)
+        total += 1
+    a, b = (columns[index][0] for index in rivals)
+    if score:
+        print(f"\n{a} is at least as good as {b} on {wins} of {total}.")
+
+
+def tables(study):
+    last, first = study.after(EPOCHS), study.after(1, "loss")
+    seconds, weights = study.after(EPOCHS, "seconds"), study.after(1, "weights")
+    one, two = study.within(1), study.within(2)
+    table(
+        study,
+        "One layer of 64 for another, in the time of four epochs of LSTM",
+        [
+            ("IndRNN", one, ("IndRNN", 1)),
+            ("LSTM", one, ("LSTM", 1)),
+            ("GRU", one, ("GRU", 1)),
+            ("SimpleRNN", one, ("SimpleRNN", 1)),
+            ("IndRNN, 2 layers", one, ("IndRNN", 2)),
+            ("IndRNN, 4 layers", one, ("IndRNN", 4)),
+        ],
+    )
+    table(
+        study,
+        "As many weights: four layers of IndRNN for one of LSTM, as much time",
+        [
+            ("IndRNN, 4 layers", one, ("IndRNN", 4)),
+            ("LSTM", one, ("LSTM", 1)),
+            ("weights of IndRNN", weights, ("IndRNN", 4)),
+            ("weights of LSTM", weights, ("LSTM", 1)),
+        ],
+    )
+    table(
+        study,
+        "`stacked_ind_rnn`, 6 layers of 96, for 2 of LSTM, as much time",
+        [
+            ("stacked_ind_rnn", two, ("stacked", 6)),
+            ("LSTM, 2 layers", two, ("LSTM", 2)),
+            ("GRU, 2 layers", two, ("GRU", 2)),
+            ("weights of stacked_ind_rnn", weights, ("stacked", 6)),
+            ("weights of LSTM", weights, ("LSTM", 2)),
+        ],
+    )
+    table(
+        study,
+        "Loss of the first epoch",
+        [
+            (f"{name}, {layers}", first, (model, layers))
+            for name, model in (
+                ("IndRNN", "IndRNN"),
+                ("uniform start", "uniform"),
+                ("LSTM", "LSTM"),
+            )
+            for layers in (1, 2, 4)
+        ],
+        score=False,
+    )
+    table(
+        study,
+        "Seconds of four epochs",
+        [
+            (f"{model}, {layers}", seconds, (model, layers))
+            for model, layers in (
+                ("IndRNN", 1),
+                ("IndRNN", 2),
+                ("IndRNN", 4),
+                ("stacked", 6),
+                ("SimpleRNN", 1),
+                ("GRU", 1),
+                ("LSTM", 1),
+                ("LSTM", 2),
+                ("LSTM", 4),
+            )
+        ],
+        score=False,
+    )
+    for layers in (1, 2, 4):
+        table(
+            study,
+            f"The start: {layers} layers, after four epochs",
+            [
+                ("new", last, ("IndRNN", layers)),
+                ("uniform", last, ("uniform", layers)),
+                ("LSTM", last, ("LSTM", layers)),
+            ],
+            slack=0.02,
+        )
+    table(
+        study,
+        "Learning rate 3e-3, one layer, in the time of four epochs of LSTM",
+        [
+            ("IndRNN", one, ("IndRNN", 1, 3e-3)),
+            ("LSTM", one, ("LSTM", 1, 3e-3)),
+        ],
+    )
+    table(
+        study,
+        "Candidates: two layers, after four epochs",
+        [(name, last, (name, 2)) for name in CANDIDATES],
+    )
+    table(
+        study,
+        "Candidates: `stacked_ind_rnn`, after four epochs",
+        [
+            (name, last, (name, 6))
+            for name in (
+                "stacked",
+                "stacked, uniform",
+                "stacked, time constants",
+                "stacked, not normalized",
+            )
+        ],
+        slack=0.02,
+    )
+
+
+def draw(study, path):
+    """Scores over seconds, a panel for each task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 5, figsize=(14, 5), layout="constrained")
+    networks = (
+        ("LSTM", "LSTM", 1, "tab:red"),
+        ("GRU", "GRU", 1, "tab:orange"),
+        ("IndRNN", "IndRNN", 1, "tab:blue"),
+        ("IndRNN, 4 layers", "IndRNN", 4, "tab:green"),
+    )
+    for panel, task in zip(axes.flat, study.tasks, strict=False):
+        for label, model, layers, color in networks:
+            runs = study.seeds(task, model, layers)
+            if not runs:
+                continue
+            curves = [
+                statistics.mean(float(run[epoch][column]) for run in runs)
+                for column in ("seconds", "score")
+                for epoch in range(min(map(len, runs)))
+            ]
+            half = len(curves) // 2
+            panel.plot(curves[:half], curves[half:], color=color, label=label)
+            panel.plot(curves[0], curves[half], "o", color=color, ms=3)
+        better = "accuracy" if task in ACCURACIES else "loss"
+        panel.set(title=f"{task}: {better}", xscale="log")
+        if task not in ACCURACIES:
+            panel.set_yscale("log")
+        panel.grid(alpha=0.3)
+    for panel in axes[-1]:
+        panel.set_xlabel("seconds of training, one core")
+    axes.flat[0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", type=pathlib.Path, help="a runs.csv")
+    parser.add_argument("--picture", type=pathlib.Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    study = Study(read(args.runs))
+    tables(study)
+    if args.picture:
+        draw(study, args.picture)
+
+
+if __name__ == "__main__":
+    main()
