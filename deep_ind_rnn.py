@@ -11,7 +11,6 @@ from keras import ops
 
 from ind_rnn import IndRNN
 from ind_rnn_cell import (
-    UNKNOWN_TIME_STEPS,
     TimeConstants,
     UnitGain,
     _check_bools,
@@ -295,12 +294,11 @@ class _Network:
         if batch_normalization is None and recurrent_initializer is None:
             # One seed: feature n has the same memory in every layer, also
             # where several layers feed one recurrence, as in residual blocks.
-            steps = time_steps or UNKNOWN_TIME_STEPS
             self.recurrent_initializer = TimeConstants(
-                longest=steps, seed=random.randrange(2**31)
+                longest=time_steps, seed=random.randrange(2**31)
             )
             self.unit_gain = UnitGain(
-                kernel_initializer, self.recurrent_initializer, steps
+                kernel_initializer, self.recurrent_initializer, time_steps
             )
 
     def dense(self, x, units):

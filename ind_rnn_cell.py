@@ -86,8 +86,8 @@ class TimeConstants(keras.initializers.Initializer):
     Arguments:
         shortest: The shortest time constant, in steps, a number > 0. Default:
             0.5.
-        longest: The longest one, a number >= `shortest`. As long as the
-            sequences is a good choice. Default: 1000.
+        longest: The longest one, a number >= `shortest`. Default: None, the
+            number of time steps if an IndRNN knows it, or 1000.
         negative: The fraction of weights that are negative, in [0, 1): their
             neurons answer to changes. Default: 0.25.
         seed: An integer, or None for another one in each instance. An instance
@@ -102,12 +102,12 @@ class TimeConstants(keras.initializers.Initializer):
         True
     """
 
-    def __init__(self, shortest=0.5, longest=1000.0, negative=0.25, seed=None):
+    def __init__(self, shortest=0.5, longest=None, negative=0.25, seed=None):
         self.shortest = _number("shortest", shortest)
-        self.longest = _number("longest", longest)
         if self.shortest == 0:
             raise ValueError(f"`shortest` must be above 0, got {shortest}")
-        if self.longest < self.shortest:
+        self.longest = None if longest is None else _number("longest", longest)
+        if longest is not None and self.longest < self.shortest:
             raise ValueError(
                 "`longest` must be at least `shortest`, got "
                 f"{longest} and {shortest}"
@@ -125,10 +125,18 @@ class TimeConstants(keras.initializers.Initializer):
             r / (self.negative or 1.0),
             (r - self.negative) / (1 - self.negative),
         )
-        tau = self.shortest * (self.longest / self.shortest) ** r
+        longest = self.longest or max(UNKNOWN_TIME_STEPS, self.shortest)
+        tau = self.shortest * (longest / self.shortest) ** r
         u = ops.exp(-1 / tau)
         u = ops.where(negative, -u, u)
         return ops.cast(u, dtype or keras.config.floatx())
+
+    def of(self, time_steps):
+        """The same, up to so many steps if `longest` is None."""
+        result = copy.copy(self)
+        if self.longest is None and time_steps:
+            result.longest = max(float(time_steps), self.shortest)
+        return result
 
     def get_config(self):
         return {
@@ -157,7 +165,8 @@ class UnitGain(keras.initializers.Initializer):
         recurrent_initializer: That of the recurrent weights u, which has to
             draw the same values each time; or None in an IndRNN, which passes
             its own. Default: None.
-        time_steps: Over how many steps the gain counts. Default: 1000.
+        time_steps: Over how many steps the gain counts. Default: None, those
+            of the sequences if an IndRNN knows them, or 1000.
 
     Raises:
         ValueError, TypeError: If an argument has a wrong type or range.
@@ -170,7 +179,7 @@ class UnitGain(keras.initializers.Initializer):
         self,
         initializer="he_uniform",
         recurrent_initializer=None,
-        time_steps=1000,
+        time_steps=None,
     ):
         _check_known(
             keras.initializers.get,
@@ -181,7 +190,9 @@ class UnitGain(keras.initializers.Initializer):
         self.recurrent_initializer = keras.initializers.get(
             recurrent_initializer
         )
-        self.time_steps = _integer("time_steps", time_steps, minimum=1)
+        self.time_steps = None
+        if time_steps is not None:
+            self.time_steps = _integer("time_steps", time_steps, minimum=1)
         if initializer is None:
             raise ValueError("`initializer` must be an initializer, got None")
 
@@ -192,12 +203,14 @@ class UnitGain(keras.initializers.Initializer):
                 "kernel is not that of an IndRNN, got None"
             )
         u = self.recurrent_initializer((shape[-1],), dtype=dtype)
-        scale = ops.maximum(1 - ops.abs(u), 1 / self.time_steps)
+        steps = self.time_steps or UNKNOWN_TIME_STEPS
+        scale = ops.maximum(1 - ops.abs(u), 1 / steps)
         return self.initializer(shape, dtype=dtype) * scale
 
-    def of(self, recurrent_initializer):
-        """The same for these recurrent weights, if it has none of its own."""
+    def of(self, recurrent_initializer, time_steps):
+        """The same, with these in place of what is None."""
         result = copy.copy(self)
+        result.time_steps = self.time_steps or time_steps
         if self.recurrent_initializer is None:
             result.recurrent_initializer = recurrent_initializer
         return result
@@ -249,11 +262,10 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             normalization) stands between projection and recurrence. Default:
             True.
         use_bias: Whether to add a bias. Default: True.
-        kernel_initializer: Default: None, `UnitGain()`: "he_uniform", with
-            the gain of each neuron taken off.
-        recurrent_initializer: Default: None, `TimeConstants()` up to the
-            `time_steps` of the cell. Initial values outside the bound are
-            moved onto it.
+        kernel_initializer: Default: None, `UnitGain()`: "he_uniform", divided
+            by the gain of each neuron.
+        recurrent_initializer: Default: None, `TimeConstants()`: memories of
+            all lengths. Initial values outside the bound are moved onto it.
         bias_initializer: Default: "zeros".
         kernel_regularizer, recurrent_regularizer, bias_regularizer:
             Default: None.
@@ -270,9 +282,9 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         seed: Integer seed of the dropout masks, or None. Default: None.
         **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
 
-    Set the attribute `time_steps` of a cell before it is built to the length
-    of the sequences, for the default initializers. IndRNN does so where it
-    knows the length. Otherwise they count with 1000 steps.
+    The default initializers ask for the length of the sequences. IndRNN tells
+    its cell, in the attribute `time_steps`; before it is built, you may do the
+    same. None, the default, counts as 1000 steps.
 
     The bound `recurrent_min_abs <= |u| <= recurrent_max_abs` holds for the
     weight in use at every step, whatever the optimizer; for initial and saved
@@ -343,6 +355,10 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             bias_constraint=bias_constraint,
         )
         _check_known(keras.activations.get, activation=activation)
+        if kernel_initializer is None:
+            kernel_initializer = UnitGain()
+        if recurrent_initializer is None:
+            recurrent_initializer = TimeConstants()
         super().__init__(
             units,
             activation=activation,
@@ -448,20 +464,17 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
 
     def _start(self):
         """The initializers of the kernel and of u, which see the same u."""
-        steps = self.time_steps or UNKNOWN_TIME_STEPS
         initializer = self.recurrent_initializer
-        if initializer is None:
-            initializer = TimeConstants(longest=steps)
+        if isinstance(initializer, TimeConstants):
+            initializer = initializer.of(self.time_steps)
 
         @functools.cache
         def draw(shape, dtype=None):
             return self.bound(initializer(shape, dtype=dtype))
 
         kernel_initializer = self.kernel_initializer
-        if kernel_initializer is None:
-            kernel_initializer = UnitGain(time_steps=steps)
         if isinstance(kernel_initializer, UnitGain):
-            kernel_initializer = kernel_initializer.of(draw)
+            kernel_initializer = kernel_initializer.of(draw, self.time_steps)
         return kernel_initializer, draw
 
     def _check_input(self, shape):

@@ -24,6 +24,7 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=pathlib.Path("requirements.txt").read_text().split(),
     extras_require={
+        "benchmarks": ["matplotlib", "statsmodels", "vega_datasets"],
         "examples": ["matplotlib"],
         "test": [
             "ai-edge-litert",

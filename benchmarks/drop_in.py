@@ -75,7 +75,7 @@ def options(model, time_steps):
         """A part of the gain is taken off."""
 
         def __init__(self, exponent):
-            super().__init__(time_steps=time_steps)
+            super().__init__()
             self.exponent = exponent
 
         def __call__(self, shape, dtype=None):
@@ -83,8 +83,8 @@ def options(model, time_steps):
             scale = super().__call__(shape, dtype=dtype) / plain
             return plain * scale**self.exponent
 
-    def tau(longest=time_steps, **more):
-        return {"recurrent_initializer": TimeConstants(longest=longest, **more)}
+    def tau(**arguments):
+        return {"recurrent_initializer": TimeConstants(**arguments)}
 
     uniform = keras.initializers.RandomUniform(0.0, 1.0)
     return {
@@ -106,13 +106,9 @@ def options(model, time_steps):
         "half negative": tau(negative=0.5),
         "longest 1000": {
             "kernel_initializer": UnitGain(time_steps=1000),
-            **tau(1000),
+            **tau(longest=1000),
         },
-        "glorot": {
-            "kernel_initializer": UnitGain(
-                "glorot_uniform", time_steps=time_steps
-            )
-        },
+        "glorot": {"kernel_initializer": UnitGain("glorot_uniform")},
         "gain^.75": {"kernel_initializer": Power(0.75)},
         "gain^.5": {"kernel_initializer": Power(0.5)},
         "uniform, gain": {"recurrent_initializer": uniform},

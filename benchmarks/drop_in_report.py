@@ -55,9 +55,8 @@ class Study:
 
         def values(task, *run):
             best = max if task in ACCURACIES else min
-            time = statistics.median(
-                self.after(EPOCHS, "seconds")(task, "LSTM", layers)
-            )
+            seconds = self.after(EPOCHS, "seconds")(task, "LSTM", layers)
+            time = statistics.median(seconds) if seconds else 0.0
             return [
                 best(
                     float(row["score"])
@@ -80,7 +79,7 @@ def is_better(task, a, b, slack=0.0):
 def text(values):
     """Mean and standard deviation."""
     mean = statistics.mean(values)
-    digits = max(0, 3 - len(str(int(abs(mean)))) + (abs(mean) < 0.1))
+    digits = 1 if abs(mean) >= 10 else 3 if abs(mean) >= 0.1 else 4
     result = f"{mean:.{digits}f}"
     if len(values) > 1:
         result += f" ± {statistics.stdev(values):.{digits}f}"
