@@ -266,11 +266,10 @@ def compute(runs, args):
             )
 
 
-def study(models, args):
-    """All runs of these, one seed after another."""
+def study(models, seed):
+    """The runs of these models with one seed."""
     return [
         Run(task, model, count, rate, seed)
-        for seed in range(args.seeds)
         for model, layers, rate in models
         for count in layers
         for task in TASKS
@@ -307,9 +306,11 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    compute(study(KERAS_STUDY, args), args)
-    rows = read(args.out / "runs.csv")
-    compute([with_time_of_lstm(run, rows) for run in study(STUDY, args)], args)
+    for seed in range(args.seeds):
+        compute(study(KERAS_STUDY, seed), args)
+        rows = read(args.out / "runs.csv")
+        runs = study(STUDY, seed)
+        compute([with_time_of_lstm(run, rows) for run in runs], args)
 
 
 if __name__ == "__main__":
