@@ -3,6 +3,7 @@
 import argparse
 import csv
 import itertools
+import multiprocessing.pool
 
 import keras
 import numpy as np
@@ -51,7 +52,10 @@ def test_windows_for_validation_do_not_overlap_those_for_training():
 @pytest.mark.filterwarnings("ignore:.*does not support masking:UserWarning")
 @pytest.mark.parametrize("task", ["adding", "words"])
 @pytest.mark.parametrize(
-    "model", ["LSTM", *dict.fromkeys(name for name, *_ in drop_in.STUDY)]
+    "model",
+    dict.fromkeys(
+        name for name, *_ in (("LSTM",), *drop_in.STUDY, *drop_in.CANDIDATES)
+    ),
 )
 def test_networks(model, task):
     layers = 6 if model.startswith("stacked") else 2
@@ -96,11 +100,13 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(drop_in, "TASKS", {"last": lambda args: task})
     monkeypatch.setattr(drop_in, "EPOCHS", 1)
 
-    class Pool(drop_in.concurrent.futures.ThreadPoolExecutor):
-        def __init__(self, *arguments, **options):
-            super().__init__(1)
+    def pool(jobs, initializer, maxtasksperchild):
+        return multiprocessing.pool.ThreadPool(jobs)
 
-    monkeypatch.setattr(drop_in.concurrent.futures, "ProcessPoolExecutor", Pool)
+    context = argparse.Namespace(Pool=pool)
+    monkeypatch.setattr(
+        drop_in.multiprocessing, "get_context", lambda method: context
+    )
     return argparse.Namespace(out=tmp_path / "out", jobs=1)
 
 
