@@ -111,9 +111,8 @@ def small(monkeypatch, tmp_path):
 
 
 def test_runs_resume(small, monkeypatch):
-    runs = drop_in.study(
-        [("LSTM", (1,), 1e-3), ("IndRNN", (1, 2), 1e-3)], small
-    )
+    models = [("LSTM", (1,), 1e-3), ("IndRNN", (1, 2), 1e-3)]
+    runs = drop_in.study(models, 0) + drop_in.study(models, 1)
     assert len(runs) == 6
     train = drop_in.train
 
