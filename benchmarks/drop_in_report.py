@@ -77,9 +77,11 @@ def is_better(task, a, b, slack=0.0):
 
 
 def text(values):
-    """Mean and standard deviation."""
+    """Mean and standard deviation; large numbers by themselves."""
     mean = statistics.mean(values)
-    digits = 1 if abs(mean) >= 10 else 3 if abs(mean) >= 0.1 else 4
+    if mean >= 1000:
+        return f"{mean:,.0f}"
+    digits = 1 if mean >= 10 else 3 if mean >= 0.1 else 4
     result = f"{mean:.{digits}f}"
     if len(values) > 1:
         result += f" ± {statistics.stdev(values):.{digits}f}"
@@ -91,7 +93,7 @@ def table(study, title, columns, rivals=(0, 1), slack=0.0, score=True):
     print(f"\n{title}\n")
     print("| task |" + "".join(f" {name} |" for name, *_ in columns))
     print("|---|" + "---|" * len(columns))
-    wins = total = 0
+    wins, losses = [], []
     for task in study.tasks:
         cells = [values(task, *run) for _, values, run in columns]
         if not all(cells[index] for index in rivals):
@@ -107,11 +109,16 @@ def table(study, title, columns, rivals=(0, 1), slack=0.0, score=True):
                 for cell, mean in zip(shown, means, strict=True)
             ]
         print(f"| {task} |" + "".join(f" {cell} |" for cell in shown))
-        wins += is_better(task, *(means[index] for index in rivals), slack)
-        total += 1
+        won = is_better(task, *(means[index] for index in rivals), slack)
+        (wins if won else losses).append(task)
     a, b = (columns[index][0] for index in rivals)
-    if score:
-        print(f"\n{a} is at least as good as {b} on {wins} of {total}.")
+    if score and wins + losses:
+        within = f", within {slack:.0%}," if slack else ""
+        print(
+            f"\n{a} is at least as good as {b}{within} on {len(wins)} of "
+            f"{len(wins + losses)}"
+            + (f"; not on {', '.join(losses)}." if losses else ".")
+        )
 
 
 def tables(study):
