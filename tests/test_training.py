@@ -27,7 +27,10 @@ def body(kind, **options):
             IndRNNCell(N, **bound, **options), **options
         ),
         "dilated": lambda: DilatedRNN(
-            [IndRNN(N, **bound, **options), keras.layers.GRU(4, **options)],
+            [
+                IndRNN(N, recurrent_initializer="ones", **bound, **options),
+                keras.layers.GRU(4, **options),
+            ],
             [1, 2],
             **options,
         ),
