@@ -260,12 +260,14 @@ def draw(study, path):
             panel.plot(curves[0], curves[half], "o", color=color, ms=3)
         better = "accuracy" if task in ACCURACIES else "loss"
         panel.set(title=f"{task}: {better}", xscale="log")
+        panel.xaxis.set_minor_formatter("")
         if task not in ACCURACIES:
             panel.set_yscale("log")
         panel.grid(alpha=0.3)
     for panel in axes[-1]:
         panel.set_xlabel("seconds of training, one core")
-    axes.flat[0].legend(fontsize=8)
+    lines, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
 
