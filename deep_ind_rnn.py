@@ -298,7 +298,9 @@ class _Network:
                 longest=time_steps, seed=random.randrange(2**31)
             )
             self.unit_gain = UnitGain(
-                kernel_initializer, self.recurrent_initializer, time_steps
+                kernel_initializer or "glorot_uniform",  # None: as Keras does
+                self.recurrent_initializer,
+                time_steps,
             )
 
     def dense(self, x, units):

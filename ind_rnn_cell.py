@@ -131,7 +131,7 @@ class TimeConstants(keras.initializers.Initializer):
         u = ops.where(negative, -u, u)
         return ops.cast(u, dtype or keras.config.floatx())
 
-    def of(self, time_steps):
+    def with_defaults(self, time_steps):
         """The same, up to so many steps if `longest` is None."""
         result = copy.copy(self)
         if self.longest is None and time_steps:
@@ -207,7 +207,7 @@ class UnitGain(keras.initializers.Initializer):
         scale = ops.maximum(1 - ops.abs(u), 1 / steps)
         return self.initializer(shape, dtype=dtype) * scale
 
-    def of(self, recurrent_initializer, time_steps):
+    def with_defaults(self, recurrent_initializer, time_steps):
         """The same, with these in place of what is None."""
         result = copy.copy(self)
         result.time_steps = self.time_steps or time_steps
@@ -466,7 +466,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         """The initializers of the kernel and of u, which see the same u."""
         initializer = self.recurrent_initializer
         if isinstance(initializer, TimeConstants):
-            initializer = initializer.of(self.time_steps)
+            initializer = initializer.with_defaults(self.time_steps)
 
         @functools.cache
         def draw(shape, dtype=None):
@@ -474,7 +474,9 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
 
         kernel_initializer = self.kernel_initializer
         if isinstance(kernel_initializer, UnitGain):
-            kernel_initializer = kernel_initializer.of(draw, self.time_steps)
+            kernel_initializer = kernel_initializer.with_defaults(
+                draw, self.time_steps
+            )
         return kernel_initializer, draw
 
     def _check_input(self, shape):

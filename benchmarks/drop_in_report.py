@@ -12,20 +12,9 @@ import argparse
 import pathlib
 import statistics
 
-from drop_in import EPOCHS, read
+from drop_in import CANDIDATES, EPOCHS, STUDY, read
 
 ACCURACIES = "rows", "pixels", "permuted", "words"
-CANDIDATES = (
-    "IndRNN",
-    "uniform",
-    "all positive",
-    "half negative",
-    "longest 1000",
-    "glorot",
-    "gain^.75",
-    "gain^.5",
-    "uniform, gain",
-)
 
 
 class Study:
@@ -218,22 +207,20 @@ def tables(study):
     table(
         study,
         "Candidates: two layers, after four epochs",
-        [(name, last, (name, 2)) for name in CANDIDATES],
+        [(name, last, (name, 2)) for name in candidates(2)],
     )
     table(
         study,
         "Candidates: `stacked_ind_rnn`, after four epochs",
-        [
-            (name, last, (name, 6))
-            for name in (
-                "stacked",
-                "stacked, uniform",
-                "stacked, time constants",
-                "stacked, not normalized",
-            )
-        ],
+        [(name, last, (name, 6)) for name in candidates(6)],
         slack=0.02,
     )
+
+
+def candidates(layers):
+    """The names of all starts of IndRNN with so many layers, new one first."""
+    models = STUDY + CANDIDATES
+    return dict.fromkeys(name for name, counts, _ in models if layers in counts)
 
 
 def draw(study, path):

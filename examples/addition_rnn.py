@@ -39,7 +39,10 @@ def build_model(args):
     for last in (False, True):
         options = {"units": args.units, "return_sequences": not last}
         if args.model == "indrnn":
-            layers.append(ind_rnn(args, bound, last, **options))
+            options |= experiment.start(
+                args, bound, last, kernel_initializer="glorot_uniform"
+            )
+            layers.append(IndRNN(recurrent_max_abs=bound, **options))
         else:
             layers.append(experiment.BASELINES[args.model](**options))
     layers.append(keras.layers.Dense(1))
@@ -54,17 +57,6 @@ def build_model(args):
         jit_compile=experiment.jit_compile(args),
     )
     return model
-
-
-def ind_rnn(args, bound, last, **options):
-    """IndRNN with the weights of --start."""
-    if args.start == "uniform":
-        # The last layer keeps what it sees: its weights start near 1.
-        lowest = 1 / bound if last else 0.0
-        uniform = keras.initializers.RandomUniform(lowest, bound)
-        options["recurrent_initializer"] = uniform
-        options["kernel_initializer"] = "glorot_uniform"
-    return IndRNN(recurrent_max_abs=bound, **options)
 
 
 def add_arguments(parser):

@@ -124,12 +124,17 @@ def add_start(parser):
     )
 
 
-def start(args, bound):
-    """The recurrent weights of --start, as arguments of a network or layer."""
+def start(args, bound, last=False, **others):
+    """The arguments of a network or layer for --start.
+
+    `others` belong to the uniform start. With it, the last layer keeps what it
+    sees: its weights start near 1.
+    """
     if args.start == "default":
         return {}
-    uniform = keras.initializers.RandomUniform(0.0, bound)
-    return {"recurrent_initializer": uniform}
+    lowest = 1 / bound if last else 0.0
+    uniform = keras.initializers.RandomUniform(lowest, bound)
+    return {"recurrent_initializer": uniform, **others}
 
 
 def hidden_structs(args):

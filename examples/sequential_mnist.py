@@ -154,12 +154,9 @@ def ind_rnn_layer(args, last, units, return_sequences):
     """IndRNN, batch normalization, and dropout with one mask for all steps."""
     bound = 2 ** (1 / args.pad_noise)
     options = {"units": units, "return_sequences": return_sequences}
-    if args.start == "uniform":
-        options["kernel_initializer"] = "he_normal"
-        # The last layer keeps what it sees: its weights start near 1.
-        lowest = 1 / bound if last else 0.0
-        uniform = keras.initializers.RandomUniform(lowest, bound)
-        options["recurrent_initializer"] = uniform
+    options |= experiment.start(
+        args, bound, last, kernel_initializer="he_normal"
+    )
     layers = [
         IndRNN(recurrent_max_abs=bound, **options),
         keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5),

@@ -256,6 +256,11 @@ def test_start_without_normalization(network, time):
     assert 0.02 < np.sqrt(np.mean(y**2) / np.mean(x**2)) < 5
 
 
+@every_network
+def test_no_kernel_initializer_is_that_of_keras(network):
+    small(network, batch_normalization=None, kernel_initializer=None)
+
+
 def test_the_head_without_normalization_has_no_gain():
     keras.utils.set_random_seed(3)
     model = stacked_ind_rnn(
