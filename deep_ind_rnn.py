@@ -301,6 +301,7 @@ class _Network:
                 kernel_initializer or "glorot_uniform",  # None: as Keras does
                 self.recurrent_initializer,
                 time_steps,
+                exponent=1.0,  # So deep, what is left would multiply.
             )
 
     def dense(self, x, units):

@@ -149,24 +149,28 @@ class TimeConstants(keras.initializers.Initializer):
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class UnitGain(keras.initializers.Initializer):
-    """A kernel for neurons that remember: none amplifies what enters it.
+    """A kernel for neurons that remember, so that a stack does not explode.
 
-        kernel = initializer * max(1 - |u|, 1 / time_steps)
+        kernel = initializer * max(1 - |u|, 1 / time_steps) ** exponent
 
     A neuron with recurrent weight u adds up its inputs. It multiplies a
     constant input by 1 + u + u^2 + ... = 1 / (1 - u), and a stack multiplies
     these gains. So each column of the kernel is divided by the gain of its
-    neuron. The default of `IndRNNCell` and `IndRNN`, chosen by
+    neuron, or most of it. The default of `IndRNNCell` and `IndRNN`, chosen by
     `benchmarks/drop_in.py`.
 
     Arguments:
         initializer: Of the kernel of neurons without memory: an initializer,
-            its Keras name or config. Default: "he_uniform", for ReLU.
+            its Keras name or config. Default: None, for `VarianceScaling(2.0,
+            "fan_avg", "uniform")`: "glorot_uniform" times sqrt(2), for ReLU.
         recurrent_initializer: That of the recurrent weights u, which has to
             draw the same values each time; or None in an IndRNN, which passes
             its own. Default: None.
         time_steps: Over how many steps the gain counts. Default: None, those
             of the sequences if an IndRNN knows them, or 1000.
+        exponent: A number >= 0: 1.0 takes off the gain of a constant input,
+            0.5 that of white noise, and what one meets lies between. Default:
+            0.875.
 
     Raises:
         ValueError, TypeError: If an argument has a wrong type or range.
@@ -177,10 +181,15 @@ class UnitGain(keras.initializers.Initializer):
 
     def __init__(
         self,
-        initializer="he_uniform",
+        initializer=None,
         recurrent_initializer=None,
         time_steps=None,
+        exponent=0.875,
     ):
+        if initializer is None:
+            initializer = keras.initializers.VarianceScaling(
+                2.0, "fan_avg", "uniform"
+            )
         _check_known(
             keras.initializers.get,
             initializer=initializer,
@@ -193,8 +202,7 @@ class UnitGain(keras.initializers.Initializer):
         self.time_steps = None
         if time_steps is not None:
             self.time_steps = _integer("time_steps", time_steps, minimum=1)
-        if initializer is None:
-            raise ValueError("`initializer` must be an initializer, got None")
+        self.exponent = _number("exponent", exponent)
 
     def __call__(self, shape, dtype=None):
         if self.recurrent_initializer is None:
@@ -204,7 +212,7 @@ class UnitGain(keras.initializers.Initializer):
             )
         u = self.recurrent_initializer((shape[-1],), dtype=dtype)
         steps = self.time_steps or UNKNOWN_TIME_STEPS
-        scale = ops.maximum(1 - ops.abs(u), 1 / steps)
+        scale = ops.maximum(1 - ops.abs(u), 1 / steps) ** self.exponent
         return self.initializer(shape, dtype=dtype) * scale
 
     def with_defaults(self, recurrent_initializer, time_steps):
@@ -221,6 +229,7 @@ class UnitGain(keras.initializers.Initializer):
             "initializer": serialize(self.initializer),
             "recurrent_initializer": serialize(self.recurrent_initializer),
             "time_steps": self.time_steps,
+            "exponent": self.exponent,
         }
 
 
@@ -262,8 +271,8 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             normalization) stands between projection and recurrence. Default:
             True.
         use_bias: Whether to add a bias. Default: True.
-        kernel_initializer: Default: None, `UnitGain()`: "he_uniform", divided
-            by the gain of each neuron.
+        kernel_initializer: Default: None, `UnitGain()`: divided by most of
+            the gain of each neuron.
         recurrent_initializer: Default: None, `TimeConstants()`: memories of
             all lengths. Initial values outside the bound are moved onto it.
         bias_initializer: Default: "zeros".

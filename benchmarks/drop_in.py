@@ -56,7 +56,10 @@ CANDIDATES = (
     ("half negative", (2,), 1e-3),
     ("longest 1000", (2,), 1e-3),
     ("glorot", (2,), 1e-3),
-    ("gain^.75", (2,), 1e-3),
+    ("he", (2,), 1e-3),
+    ("he, gain^1", (1, 2, 4), 1e-3),
+    ("gain^1", (2,), 1e-3),
+    ("gain^.75", (2, 4), 1e-3),
     ("gain^.5", (2,), 1e-3),
     ("uniform, gain", (2,), 1e-3),
     ("stacked, time constants", (6,), 1e-3),
@@ -74,17 +77,8 @@ def options(model, time_steps):
 
     from ind_rnn_cell import TimeConstants, UnitGain
 
-    class Power(UnitGain):
-        """A part of the gain is taken off."""
-
-        def __init__(self, exponent):
-            super().__init__()
-            self.exponent = exponent
-
-        def __call__(self, shape, dtype=None):
-            plain = self.initializer(shape, dtype=dtype)
-            scale = super().__call__(shape, dtype=dtype) / plain
-            return plain * scale**self.exponent
+    def gain(initializer=None, **arguments):
+        return {"kernel_initializer": UnitGain(initializer, **arguments)}
 
     def tau(**arguments):
         return {"recurrent_initializer": TimeConstants(**arguments)}
@@ -107,13 +101,13 @@ def options(model, time_steps):
         "stacked, not normalized": {"batch_normalization": None},
         "all positive": tau(negative=0.0),
         "half negative": tau(negative=0.5),
-        "longest 1000": {
-            "kernel_initializer": UnitGain(time_steps=1000),
-            **tau(longest=1000),
-        },
-        "glorot": {"kernel_initializer": UnitGain("glorot_uniform")},
-        "gain^.75": {"kernel_initializer": Power(0.75)},
-        "gain^.5": {"kernel_initializer": Power(0.5)},
+        "longest 1000": {**gain(time_steps=1000), **tau(longest=1000)},
+        "glorot": gain("glorot_uniform"),
+        "he": gain("he_uniform"),
+        "gain^1": gain(exponent=1.0),
+        "gain^.75": gain(exponent=0.75),
+        "gain^.5": gain(exponent=0.5),
+        "he, gain^1": gain("he_uniform", exponent=1.0),
         "uniform, gain": {"recurrent_initializer": uniform},
     }[model]
 

@@ -11,10 +11,18 @@ from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell, TimeConstants, UnitGain
 
-UNIFORM = {
-    "kernel_initializer": "glorot_uniform",
-    "recurrent_initializer": keras.initializers.RandomUniform(0.0, 1.0),
-}
+
+def uniform():
+    """Recurrent weights uniform over [0, 1], as in the paper, for a layer."""
+    return {
+        "kernel_initializer": "glorot_uniform",
+        "recurrent_initializer": keras.initializers.RandomUniform(0.0, 1.0),
+    }
+
+
+def taken_off(u, time_steps, exponent=0.875):
+    """What `UnitGain` multiplies the columns of a kernel by."""
+    return np.maximum(1 - np.abs(u), 1 / time_steps) ** exponent
 
 
 def kolmogorov_smirnov(values):
@@ -94,8 +102,8 @@ def test_default_start_of_a_layer(time_steps, options):
     place = np.log(tau / 0.5) / np.log(time_steps / 0.5)
     assert kolmogorov_smirnov(np.clip(place, 0, 1)) < 1.63
     assert abs((u < 0).mean() - 0.25) < 0.05
-    plain = kernel / np.maximum(1 - np.abs(u), 1 / time_steps)
-    limit = np.sqrt(6 / 50)
+    plain = kernel / taken_off(u, time_steps)
+    limit = np.sqrt(6 / ((50 + 2000) / 2))
     assert kolmogorov_smirnov(plain.ravel() / limit / 2 + 0.5) < 1.63
     assert not bias.any()
 
@@ -112,8 +120,9 @@ def test_where_nobody_knows_the_number_of_time_steps():
     ]
     for kernel, u, _ in drawn:
         assert 0.99 < np.abs(u).max() < math.exp(-1 / 1000)
-        plain = kernel / np.maximum(1 - np.abs(u), 1e-3)
-        assert 0.98 < np.abs(plain).max() / np.sqrt(6 / 7) < 1.0001
+        plain = kernel / taken_off(u, 1000)
+        limit = np.sqrt(6 / ((7 + 500) / 2))
+        assert 0.98 < np.abs(plain).max() / limit < 1.0001
 
 
 def test_a_cell_may_be_told():
@@ -121,8 +130,9 @@ def test_a_cell_may_be_told():
     cell.time_steps = 20
     kernel, u, _ = weights(cell, None, 7)
     assert math.exp(-2 / 20) < np.abs(u).max() <= math.exp(-1 / 20)
-    plain = kernel / np.maximum(1 - np.abs(u), 1 / 20)
-    assert 0.98 < np.abs(plain).max() / np.sqrt(6 / 7) < 1.0001
+    plain = kernel / taken_off(u, 20)
+    limit = np.sqrt(6 / ((7 + 300) / 2))
+    assert 0.98 < np.abs(plain).max() / limit < 1.0001
 
 
 def test_a_dilated_layer_has_fewer_steps():
@@ -149,49 +159,64 @@ def test_the_gain_is_that_of_the_weights_that_the_cell_draws():
         )
         kernel, u, _ = weights(cell, None, 1)
         assert np.abs(u).max() <= np.float32(0.9)
-        scale = np.maximum(1 - np.abs(u), 1e-3)
-        np.testing.assert_allclose(kernel[0], scale, rtol=1e-5)
+        np.testing.assert_allclose(kernel[0], taken_off(u, 1000), rtol=1e-5)
 
 
 def test_the_papers_starts_are_there_by_name():
-    kernel, u, _ = weights(IndRNN(1000, **UNIFORM), None, 10, 1000)
+    kernel, u, _ = weights(IndRNN(1000, **uniform()), None, 10, 1000)
     assert 0 <= u.min() < 0.02 and 0.98 < u.max() <= 1
     limit = np.sqrt(6 / 2000)
     assert 0.99 * limit < np.abs(kernel).max() <= limit
 
 
-def responses(x, depth=6, units=128, **options):
+def responses(x, start, depth=6, units=128):
     """The root mean square of each layer's last output over that of x."""
     unit, result = np.sqrt(np.mean(x**2)), []
     for _ in range(depth):
-        x = IndRNN(units, return_sequences=True, **options)(x)
+        x = IndRNN(units, return_sequences=True, **start())(x)
         result.append(float(np.sqrt(np.mean(x[:, -1].numpy() ** 2))) / unit)
     return result
 
 
+# exponent: kind: (the least of the first layer, of the last, the most of all);
+# what is left of the gain of a layer grows with T^(1 - exponent).
+GAINS = {
+    1.0: {"constant": (0.6, 0.1, 1.5), "noise": (0.2, 0.05, 1.3)},
+    0.875: {"constant": (0.6, 0.1, 50), "noise": (0.3, 0.1, 5)},
+}
+
+
 @pytest.mark.parametrize("time_steps", [1, 2, 10, 100, 1000, 10_000])
 @pytest.mark.parametrize("kind", ["constant", "noise"])
-def test_a_stack_neither_explodes_nor_dies_out(kind, time_steps):
-    keras.utils.set_random_seed(4)
+@pytest.mark.parametrize("exponent", GAINS)
+def test_a_stack_neither_explodes_nor_dies_out(kind, time_steps, exponent):
     rng = np.random.default_rng(5)
     length = time_steps if kind == "noise" else 1
     x = rng.normal(size=(4, length, 128)).astype("float32")
     x = np.broadcast_to(x, (4, time_steps, 128))
-    first, *_, last = responses(x)
-    assert (0.6 if kind == "constant" else 0.2) < first < 1.3
-    assert (0.1 if kind == "constant" else 0.05) < last < 1.5
+    keras.utils.set_random_seed(4)
+    gains = responses(
+        x, lambda: {"kernel_initializer": UnitGain(exponent=exponent)}
+    )
+    least, least_of_last, most = GAINS[exponent][kind]
+    if time_steps <= 100:
+        most = min(most, 3)
+    assert least < gains[0] and least_of_last < gains[-1]
+    assert max(gains) < most
     if time_steps >= 100:
-        assert responses(x, **UNIFORM)[-1] > 1000
+        assert responses(x, uniform)[-1] > 1000
 
 
 def test_no_positive_neuron_amplifies_a_constant():
     keras.utils.set_random_seed(6)
     layer = IndRNN(
-        500, recurrent_initializer=TimeConstants(longest=300, negative=0.0)
+        500,
+        kernel_initializer=UnitGain(exponent=1.0),
+        recurrent_initializer=TimeConstants(longest=300, negative=0.0),
     )
     x = np.ones((1, 300, 8), "float32")
     h, (kernel, u, _) = layer(x)[0].numpy(), layer.get_weights()
-    without = np.maximum(x[0, 0] @ (kernel / np.maximum(1 - u, 1 / 300)), 0)
+    without = np.maximum(x[0, 0] @ (kernel / taken_off(u, 300, 1.0)), 0)
     alive = without > 0
     gain = h[alive] / without[alive]
     assert 1 - math.exp(-1) - 1e-3 < gain.min() < 0.7 and gain.max() < 1.001
@@ -204,12 +229,12 @@ def test_the_first_epoch_on_a_slow_series():
     x = (1 + np.sin(t + phase)).astype("float32")[:, :, None]
     y = np.sin(2.4 + phase)
     losses = []
-    for options in ({}, UNIFORM):
+    for start in (dict, uniform):
         keras.utils.set_random_seed(8)
         model = keras.Sequential(
             [keras.Input((120, 1))]
-            + [IndRNN(32, return_sequences=True, **options) for _ in range(3)]
-            + [IndRNN(32, **options), keras.layers.Dense(1)]
+            + [IndRNN(32, return_sequences=True, **start()) for _ in range(3)]
+            + [IndRNN(32, **start()), keras.layers.Dense(1)]
         )
         model.compile("adam", "mse")
         losses.append(model.fit(x, y, verbose=0).history["loss"][0])
@@ -221,8 +246,9 @@ def test_both_directions_differ():
     layer.build((None, 20, 3))
     cells = layer.forward_layer.cell, layer.backward_layer.cell
     for cell in cells:
-        gain = np.maximum(1 - np.abs(cell.recurrent_kernel), 1 / 20)
-        assert np.abs(cell.kernel / gain).max() <= np.sqrt(2) * 1.0001
+        plain = cell.kernel / taken_off(cell.recurrent_kernel, 20)
+        limit = np.sqrt(6 / ((3 + 50) / 2))
+        assert 0.9 * limit < np.abs(plain).max() <= limit * 1.0001
     assert np.abs(cells[0].recurrent_kernel - cells[1].recurrent_kernel).min()
 
 
@@ -231,7 +257,7 @@ def test_both_directions_differ():
     [
         TimeConstants(2.0, 50.0, 0.5, 7),
         TimeConstants(),
-        UnitGain("orthogonal", TimeConstants(3.0), 20),
+        UnitGain("orthogonal", TimeConstants(3.0), 20, 0.6),
         UnitGain(),
     ],
 )
@@ -283,10 +309,11 @@ def test_models_with_initializers_load(tmp_path):
         (TimeConstants, "negative", True),
         (TimeConstants, "seed", 1.5),
         (UnitGain, "initializer", "nonsense"),
-        (UnitGain, "initializer", None),
         (UnitGain, "recurrent_initializer", "nonsense"),
         (UnitGain, "time_steps", 0),
         (UnitGain, "time_steps", 1.5),
+        (UnitGain, "exponent", -0.5),
+        (UnitGain, "exponent", "1"),
     ],
 )
 def test_bad_argument_is_named(make, argument, value):
@@ -304,5 +331,4 @@ def test_unit_gain_outside_of_an_ind_rnn_wants_its_recurrent_weights():
     recur = IndRNN(30, use_kernel=False, recurrent_initializer=u)
     dense.build((None, 50, 2))
     (u, _) = weights(recur, None, 50, 30)
-    scale = np.maximum(1 - np.abs(u), 1 / 50)
-    np.testing.assert_allclose(dense.kernel[0], scale, rtol=1e-5)
+    np.testing.assert_allclose(dense.kernel[0], taken_off(u, 50), rtol=1e-5)
