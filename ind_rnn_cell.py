@@ -160,9 +160,10 @@ class UnitGain(keras.initializers.Initializer):
     `benchmarks/drop_in.py`.
 
     Arguments:
-        initializer: Of the kernel of neurons without memory: an initializer,
-            its Keras name or config. Default: None, for `VarianceScaling(2.0,
-            "fan_avg", "uniform")`: "glorot_uniform" times sqrt(2), for ReLU.
+        initializer: Of the kernel (F, N) of neurons without memory: an
+            initializer, its Keras name or config. Default: None, uniform of
+            variance 2 / sqrt(F * N): "he_uniform", for ReLU, with the
+            geometric mean of F and N for F.
         recurrent_initializer: That of the recurrent weights u, which has to
             draw the same values each time; or None in an IndRNN, which passes
             its own. Default: None.
@@ -186,16 +187,13 @@ class UnitGain(keras.initializers.Initializer):
         time_steps=None,
         exponent=0.875,
     ):
-        if initializer is None:
-            initializer = keras.initializers.VarianceScaling(
-                2.0, "fan_avg", "uniform"
-            )
         _check_known(
             keras.initializers.get,
             initializer=initializer,
             recurrent_initializer=recurrent_initializer,
         )
         self.initializer = keras.initializers.get(initializer)
+        self._uniform = keras.initializers.RandomUniform(-1.0, 1.0)
         self.recurrent_initializer = keras.initializers.get(
             recurrent_initializer
         )
@@ -213,7 +211,10 @@ class UnitGain(keras.initializers.Initializer):
         u = self.recurrent_initializer((shape[-1],), dtype=dtype)
         steps = self.time_steps or UNKNOWN_TIME_STEPS
         scale = ops.maximum(1 - ops.abs(u), 1 / steps) ** self.exponent
-        return self.initializer(shape, dtype=dtype) * scale
+        if self.initializer is not None:
+            return self.initializer(shape, dtype=dtype) * scale
+        limit = math.sqrt(6) / math.prod(shape) ** 0.25
+        return self._uniform(shape, dtype=dtype) * limit * scale
 
     def with_defaults(self, recurrent_initializer, time_steps):
         """The same, with these in place of what is None."""

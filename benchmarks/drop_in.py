@@ -56,10 +56,11 @@ CANDIDATES = (
     ("half negative", (2,), 1e-3),
     ("longest 1000", (2,), 1e-3),
     ("glorot", (2,), 1e-3),
-    ("he", (2,), 1e-3),
+    ("he", (1, 2), 1e-3),
     ("he, gain^1", (1, 2, 4), 1e-3),
+    ("fan_avg", (1, 2, 4), 1e-3),
     ("gain^1", (2,), 1e-3),
-    ("gain^.75", (2, 4), 1e-3),
+    ("gain^.75", (2,), 1e-3),
     ("gain^.5", (2,), 1e-3),
     ("uniform, gain", (2,), 1e-3),
     ("stacked, time constants", (6,), 1e-3),
@@ -104,6 +105,9 @@ def options(model, time_steps):
         "longest 1000": {**gain(time_steps=1000), **tau(longest=1000)},
         "glorot": gain("glorot_uniform"),
         "he": gain("he_uniform"),
+        "fan_avg": gain(
+            keras.initializers.VarianceScaling(2.0, "fan_avg", "uniform")
+        ),
         "gain^1": gain(exponent=1.0),
         "gain^.75": gain(exponent=0.75),
         "gain^.5": gain(exponent=0.5),

@@ -103,7 +103,7 @@ def test_default_start_of_a_layer(time_steps, options):
     assert kolmogorov_smirnov(np.clip(place, 0, 1)) < 1.63
     assert abs((u < 0).mean() - 0.25) < 0.05
     plain = kernel / taken_off(u, time_steps)
-    limit = np.sqrt(6 / ((50 + 2000) / 2))
+    limit = np.sqrt(6 / np.sqrt(50 * 2000))
     assert kolmogorov_smirnov(plain.ravel() / limit / 2 + 0.5) < 1.63
     assert not bias.any()
 
@@ -121,7 +121,7 @@ def test_where_nobody_knows_the_number_of_time_steps():
     for kernel, u, _ in drawn:
         assert 0.99 < np.abs(u).max() < math.exp(-1 / 1000)
         plain = kernel / taken_off(u, 1000)
-        limit = np.sqrt(6 / ((7 + 500) / 2))
+        limit = np.sqrt(6 / np.sqrt(7 * 500))
         assert 0.98 < np.abs(plain).max() / limit < 1.0001
 
 
@@ -131,7 +131,7 @@ def test_a_cell_may_be_told():
     kernel, u, _ = weights(cell, None, 7)
     assert math.exp(-2 / 20) < np.abs(u).max() <= math.exp(-1 / 20)
     plain = kernel / taken_off(u, 20)
-    limit = np.sqrt(6 / ((7 + 300) / 2))
+    limit = np.sqrt(6 / np.sqrt(7 * 300))
     assert 0.98 < np.abs(plain).max() / limit < 1.0001
 
 
@@ -223,7 +223,7 @@ def test_no_positive_neuron_amplifies_a_constant():
 
 
 def test_the_first_epoch_on_a_slow_series():
-    """Where the uniform start had a loss of 10,000 and more."""
+    """Where the uniform start explodes."""
     t = np.arange(120) / 60
     phase = np.random.default_rng(7).uniform(0, 6, (256, 1))
     x = (1 + np.sin(t + phase)).astype("float32")[:, :, None]
@@ -238,7 +238,7 @@ def test_the_first_epoch_on_a_slow_series():
         )
         model.compile("adam", "mse")
         losses.append(model.fit(x, y, verbose=0).history["loss"][0])
-    assert losses[0] < 1 and losses[1] > 100
+    assert losses[0] < 2 and losses[1] > 20
 
 
 def test_both_directions_differ():
@@ -247,7 +247,7 @@ def test_both_directions_differ():
     cells = layer.forward_layer.cell, layer.backward_layer.cell
     for cell in cells:
         plain = cell.kernel / taken_off(cell.recurrent_kernel, 20)
-        limit = np.sqrt(6 / ((3 + 50) / 2))
+        limit = np.sqrt(6 / np.sqrt(3 * 50))
         assert 0.9 * limit < np.abs(plain).max() <= limit * 1.0001
     assert np.abs(cells[0].recurrent_kernel - cells[1].recurrent_kernel).min()
 
