@@ -4,6 +4,8 @@ Each function returns a functional `keras.Model`, and shows its wiring in a few
 lines. Axis letters: B batch, T time, F input features, N units.
 """
 
+import difflib
+import inspect
 import random
 
 import keras
@@ -89,7 +91,7 @@ def stacked_ind_rnn(
     """
     units = _integer("units", units, minimum=1)
     num_layers = _integer("num_layers", num_layers, minimum=1)
-    net = _Network(input_shape, "stacked_ind_rnn", **options)
+    net = _network(stacked_ind_rnn, input_shape, options)
     x = net.input
     for index in range(num_layers):
         x = net.dense(x, units)
@@ -135,7 +137,7 @@ def residual_ind_rnn(
     """
     units = _integer("units", units, minimum=1)
     num_blocks = _integer("num_blocks", num_blocks, minimum=1)
-    net = _Network(input_shape, "residual_ind_rnn", **options)
+    net = _network(residual_ind_rnn, input_shape, options)
     x = net.dense(net.input, units)
     for _ in range(num_blocks):
         y = x
@@ -204,7 +206,7 @@ def dense_ind_rnn(
     )
     if last_dropout is None:
         last_dropout = transition_dropout
-    net = _Network(input_shape, "dense_ind_rnn", **options)
+    net = _network(dense_ind_rnn, input_shape, options)
     x = net.recur(net.dense(net.input, 6 * growth_rate))
     x = net.dropout(x, "input_dropout", input_dropout)
     for index, size in enumerate(sizes):
@@ -221,6 +223,20 @@ def dense_ind_rnn(
         else:
             x = net.dropout(x, "transition_dropout", transition_dropout)
     return net.model(x, num_outputs)
+
+
+def _network(function, input_shape, options):
+    """A `_Network` with the options of one of the functions above."""
+    shared = [*inspect.signature(_Network).parameters][2:]
+    own = [*inspect.signature(function).parameters]
+    for name in options:
+        if name not in shared:
+            near = difflib.get_close_matches(name, own + shared, 1)
+            hint = f", did you mean `{near[0]}`?" if near else ""
+            raise TypeError(
+                f"`{name}` is no argument of {function.__name__}{hint}"
+            )
+    return _Network(input_shape, function.__name__, **options)
 
 
 class _Network:
@@ -458,13 +474,12 @@ class TimeStepBatchNormalization(keras.layers.Layer):
 
     def _of_batch(self, x, mask):
         """Mean and variance (T, N) of a batch, which are kept as well."""
-        count = ops.cast(ops.shape(x)[0], x.dtype) * ops.ones_like(x[0, :, :1])
         weight = ops.ones_like(x[:, :, :1])
         if mask is not None:
             mask = ops.cast(mask, "bool")[:, :, None]
             x = ops.where(mask, x, ops.zeros_like(x))  # NaN * 0 is NaN
             weight = ops.cast(mask, x.dtype)
-            count = ops.sum(weight, axis=0)
+        count = ops.sum(weight, axis=0)
         total = ops.maximum(count, 1)
         mean = ops.sum(weight * x, axis=0) / total
         variance = ops.sum(weight * ops.square(x - mean), axis=0) / total

@@ -8,6 +8,7 @@ import math
 import numbers
 
 import keras
+import numpy as np
 from keras import ops
 
 if keras.backend.backend() == "tensorflow":
@@ -38,9 +39,9 @@ class DilatedRNN(keras.layers.Layer):
 
     Arguments:
         cells: A list, bottom layer first, of Keras cells and recurrent layers
-            (LSTM, GRU, IndRNN, ...), which are used as they are: layers with
-            their own fast way through a sequence, and set to return sequences
-            and states.
+            (LSTM, GRU, IndRNN, ...) that are not built yet. Layers have their
+            own fast way through a sequence. Cells become part of DilatedRNN;
+            of layers, copies do, which return sequences and states.
         dilations: A list of positive integers, one for each cell. Default:
             1, 2, 4, ...
         return_sequences: Whether to return the outputs of all steps rather
@@ -127,6 +128,9 @@ class DilatedRNN(keras.layers.Layer):
             _as_layer(f"cells[{index}]", cell)
             for index, cell in enumerate(cells)
         ]
+        # TensorFlow's checkpoints hold attributes, and no lists of Keras'.
+        for index, layer in enumerate(self.layers):
+            setattr(self, f"layers_{index}", layer)
         self.states = None
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(ndim=3)
@@ -155,11 +159,19 @@ class DilatedRNN(keras.layers.Layer):
             )
         batch, time_steps, features = sequences_shape
         self.input_spec = keras.layers.InputSpec(shape=(None, None, features))
-        for layer, dilation in zip(self.layers, self.dilations, strict=True):
+        for index, (layer, dilation) in enumerate(
+            zip(self.layers, self.dilations, strict=True)
+        ):
             # IndRNN starts from weights that remember so many steps.
             steps = time_steps and math.ceil(time_steps / dilation)
             layer.build((None, steps, features))
             layer.built = True
+            states = keras.tree.flatten(layer.get_initial_state(1))
+            shapes = [tuple(state.shape) for state in states]
+            if any(len(shape) != 2 for shape in shapes):
+                raise _no_vectors(
+                    f"cells[{index}]", self.cells[index], f"states {shapes}"
+                )
             features = _units(layer)
         if self.stateful:
             if batch is None:
@@ -176,7 +188,8 @@ class DilatedRNN(keras.layers.Layer):
                 )
                 for state in self.get_initial_state(batch)
             ]
-            # Past Keras' own setter: as in its RNN, states are no weights.
+            # Past Keras' setter, for states are no weights. It has no public
+            # way; its own RNN uses a private one.
             object.__setattr__(self, "states", states)
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
@@ -186,6 +199,8 @@ class DilatedRNN(keras.layers.Layer):
                 "`sequences` must have at least one time step, got shape "
                 f"{tuple(sequences.shape)}"
             )
+        mask = _time_mask(mask, sequences)
+        sequences = ops.cast(sequences, self.compute_dtype)  # integers too
         # Time first: so laid out, a sequence falls into phases, and phases
         # into a sequence, without any work.
         x = ops.transpose(sequences, (1, 0, 2))
@@ -202,7 +217,6 @@ class DilatedRNN(keras.layers.Layer):
         if mask is None:
             lengths = ops.broadcast_to(length, (batch,))
         else:
-            mask = ops.cast(keras.tree.flatten(mask)[0], "bool")
             mask = ops.flip(mask, axis=1) if self.go_backwards else mask
             lengths = ops.sum(ops.cast(mask, "int32"), axis=1)
             x = _unmasked_first(x, mask, lengths)
@@ -329,7 +343,7 @@ class DilatedRNN(keras.layers.Layer):
         if initial_state is None:
             initial_state = self.states or self.get_initial_state(batch)
         state = keras.tree.flatten(initial_state)
-        shapes = [tuple(value.shape) for value in state]
+        shapes = [tuple(np.shape(value)) for value in state]
         batches = {shape[0] for shape in shapes} - {None}
         if [shape[1:] for shape in shapes] != self.state_size or (
             isinstance(batch, int) and batches - {batch}
@@ -374,7 +388,8 @@ class DilatedRNN(keras.layers.Layer):
         return {
             **super().get_config(),
             "cells": [
-                keras.saving.serialize_keras_object(cell) for cell in self.cells
+                _not_built(keras.saving.serialize_keras_object(cell))
+                for cell in self.cells
             ],
             "dilations": list(self.dilations),
             "return_sequences": self.return_sequences,
@@ -386,8 +401,11 @@ class DilatedRNN(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        cells = map(keras.saving.deserialize_keras_object, config["cells"])
-        return cls(**{**config, "cells": list(cells)})
+        cells = [
+            keras.saving.deserialize_keras_object(_not_built(cell))
+            for cell in config["cells"]
+        ]
+        return cls(**{**config, "cells": cells})
 
 
 def dilated_rnn(cell_type, hidden_structs, dilations, **kwargs):
@@ -424,6 +442,13 @@ def dilated_rnn(cell_type, hidden_structs, dilations, **kwargs):
         raise ValueError(
             f"`cell_type` must be one of {', '.join(kinds)}, got {cell_type!r}"
         )
+    for name in ("input_shape", "batch_input_shape", "input_dim"):
+        if name in kwargs:  # which Keras' layers would swallow
+            raise TypeError(
+                f"`{name}` is no option of a DilatedRNN: put "
+                "`keras.Input(shape)` before it, got "
+                f"{name}={kwargs[name]!r}"
+            )
     units = _positive_integers("hidden_structs", hidden_structs)
     if len(_positive_integers("dilations", dilations)) != len(units):
         raise ValueError(
@@ -647,10 +672,24 @@ def _as_layer(name, cell):
                     "DilatedRNN's to have, got "
                     f"{option}={getattr(cell, option)!r}"
                 )
-        if type(cell) is not keras.layers.SimpleRNN or cell.unroll:
+        if cell.built:
+            raise ValueError(
+                f"`{name}` must be a layer that is not built, for DilatedRNN "
+                f"takes a copy without weights, got {cell!r}"
+            )
+        # A copy, for the layer is the caller's.
+        if type(cell) is keras.layers.SimpleRNN and not cell.unroll:
+            cell = _copy(cell.cell)
+        else:
+            cell = _copy(cell)
             cell.return_sequences = cell.return_state = True
+            _check_states(name, cell)
             return cell
-        cell = cell.cell
+    if isinstance(cell, DilatedRNN):
+        raise TypeError(
+            f"`{name}` must be a Keras cell or a recurrent layer, and no "
+            f"DilatedRNN: give its cells to this one, got {cell!r}"
+        )
     if not callable(getattr(cell, "call", None)) or not hasattr(
         cell, "state_size"
     ):
@@ -658,11 +697,39 @@ def _as_layer(name, cell):
             f"`{name}` must be a Keras cell, with `call` and `state_size`, or "
             f"a recurrent layer, got {cell!r}"
         )
+    _check_states(name, cell)
     return _RNN(
         cell,
         return_sequences=True,
         return_state=True,
         dtype=getattr(cell, "dtype_policy", None),
+    )
+
+
+def _copy(layer):
+    """Another one, as yet without weights."""
+    config = layer.get_config()
+    if type(layer) is keras.layers.SimpleRNN:
+        config["seed"] = layer.cell.seed  # which Keras forgets
+    return type(layer).from_config(config)
+
+
+def _not_built(config):
+    """That of a cell, which DilatedRNN builds itself."""
+    return {name: config[name] for name in config if name != "build_config"}
+
+
+def _check_states(name, cell):
+    # Convolutions have a state size of -1.
+    sizes = keras.tree.flatten(cell.state_size)
+    if not all(isinstance(n, numbers.Integral) and n > 0 for n in sizes):
+        raise _no_vectors(name, cell, f"`state_size` {cell.state_size!r}")
+
+
+def _no_vectors(name, cell, what):
+    return TypeError(
+        f"`{name}` must have states that are vectors, (batch, units), got "
+        f"{cell!r} with {what}"
     )
 
 
@@ -674,7 +741,8 @@ def _share_dropout(layer, x, phases):
         ("recurrent_dropout", layer.get_initial_state(batch)[0]),
     ):
         if getattr(cell, name, 0) and hasattr(cell, f"get_{name}_mask"):
-            # The cell keeps a mask until its layer's call has ended.
+            # A Keras cell keeps a mask in an attribute until its layer's call
+            # has ended; under another name, each phase would draw its own.
             mask = getattr(cell, f"get_{name}_mask")(
                 ops.cast(example, layer.compute_dtype)
             )
@@ -727,6 +795,31 @@ def _pick(x, index):
     rows = ops.arange(batch)[:, None] * length + ops.maximum(index, 0)
     y = ops.take(ops.reshape(x, (batch * length, units)), rows, axis=0)
     return ops.where(index[:, :, None] >= 0, y, ops.zeros_like(y))
+
+
+def _time_mask(mask, sequences):
+    """A mask as bools of shape (B, T), or None. As in ind_rnn.py."""
+    if isinstance(mask, (list, tuple)):
+        # One mask for each input, as Keras has it, or numbers in lists.
+        first = mask[0] if mask else None
+        is_mask = first is None or len(getattr(first, "shape", ())) > 1
+        mask = first if is_mask else np.array(mask)
+    if mask is None:
+        return None
+    mask = ops.convert_to_tensor(mask)
+    expected = tuple(sequences.shape[:2])
+    if len(mask.shape) == 3 and mask.shape[2] == 1:
+        mask = mask[:, :, 0]
+    if len(mask.shape) != 2 or any(
+        None not in sizes and sizes[0] != sizes[1]
+        for sizes in zip(mask.shape, expected, strict=True)
+    ):
+        raise ValueError(
+            f"`mask` must have shape (batch, time), here {expected}, got "
+            f"{tuple(mask.shape)}"
+        )
+    # A size unknown until now must not be broadcast.
+    return ops.cast(ops.reshape(mask, ops.shape(sequences)[:2]), "bool")
 
 
 def _least(a, b):

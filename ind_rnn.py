@@ -5,10 +5,11 @@ letters: B batch, T time, F input features, N units.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from ind_rnn_cell import IndRNNCell, _check_bools, _check_known
-from ind_rnn_recurrence import can_fuse, recurrence
+from ind_rnn_recurrence import fused_activation, recurrence
 
 
 def _of_cell(name):
@@ -26,9 +27,16 @@ class IndRNN(keras.layers.RNN):
     steps, and one compiled loop, with a written backward pass, runs the
     recurrence. Keras' own loop takes over where that cannot be: with
     `unroll=True` (which also has gradients of gradients), an activation that
-    is a layer or has weights, functions run eagerly, or another backend than
-    TensorFlow and JAX. The loop is compiled anew for every shape; where T is
-    unknown, for every power of two. Source: arXiv 1803.04831, section 3.
+    is a layer or no function of its argument alone, functions run eagerly, in
+    exports, or on another backend than TensorFlow and JAX. The loop is
+    compiled anew for every shape; where T is unknown, and eagerly from the
+    third length on, for every power of two. Source: arXiv 1803.04831, section
+    3.
+
+    An activation of one's own is traced once for each layer, like a
+    `tf.function`: what it reads from Python is read then. One that draws
+    random numbers, reads variables or outer tensors, or calls back into
+    Python takes Keras' loop.
 
     Weights: those of `IndRNNCell`, in the attribute `cell`.
 
@@ -59,7 +67,7 @@ class IndRNN(keras.layers.RNN):
     Call arguments:
         sequences: (B, T, F).
         initial_state: (B, N), or a list of it. Default: zeros.
-        mask: (B, T), false where a step is to be skipped. Default: None.
+        mask: (B, T), false or 0 where a step is to be skipped. Default: None.
         training: Whether to apply dropout. Default: False.
 
     Returns:
@@ -67,8 +75,8 @@ class IndRNN(keras.layers.RNN):
         the state, (B, N).
 
     Raises:
-        ValueError, TypeError: If an argument has a wrong type or range, or
-            sequences have a wrong shape.
+        ValueError, TypeError: If an argument has a wrong type or range;
+            sequences, a state or a mask have a wrong shape.
 
     Example:
         >>> bound = 2 ** (1 / 784)
@@ -195,6 +203,11 @@ class IndRNN(keras.layers.RNN):
                 "`sequences` must have shape (batch, time, features), "
                 f"got {tuple(sequences_shape)}"
             )
+        if sequences_shape[-1] is None:
+            raise ValueError(
+                "`sequences` must have a known number of features, got shape "
+                f"{tuple(sequences_shape)}"
+            )
         self.cell.time_steps = sequences_shape[1]
         super().build(sequences_shape, initial_state_shape)
         self.input_spec = keras.layers.InputSpec(
@@ -208,25 +221,35 @@ class IndRNN(keras.layers.RNN):
                 "`sequences` must have at least one time step, got shape "
                 f"{tuple(sequences.shape)}"
             )
+        self._check_state(initial_state, sequences.shape[0])
         return super().call(
-            sequences,
+            # Integers, as in LSTM
+            ops.cast(sequences, self.compute_dtype),
             initial_state=initial_state,
-            mask=mask,
+            mask=_time_mask(mask, sequences),
             training=training,
         )
 
+    def _check_state(self, initial_state, batch):
+        """A state of another batch would be broadcast."""
+        name = "`initial_state`"
+        if initial_state is None:
+            if not self.stateful or self.states is None:
+                return
+            name, initial_state = "The state of a stateful layer", self.states
+        states = keras.tree.flatten(initial_state)
+        shapes = [tuple(np.shape(state)) for state in states]
+        if len(shapes) != 1 or not _fits(shapes[0], (batch, self.units)):
+            raise ValueError(
+                f"{name} must be one tensor of shape (batch, {self.units}) "
+                f"with the batch of `sequences`, {batch}; got {shapes}"
+            )
+
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
-        shapes = [tuple(state.shape) for state in initial_state]
-        if [shape[1:] for shape in shapes] != [(self.units,)]:
-            raise ValueError(
-                "`initial_state` must be one tensor of shape "
-                f"(batch, {self.units}), got {shapes}"
-            )
         cell = self.cell
-        if self.unroll or not can_fuse(
-            cell.activation, cell.units, cell.compute_dtype
-        ):
+        activation = None if self.unroll else fused_activation(cell)
+        if activation is None:
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
             )
@@ -237,17 +260,14 @@ class IndRNN(keras.layers.RNN):
             dropout = ops.stop_gradient(
                 cell.get_recurrent_dropout_mask(initial_state[0])
             )
-        if mask is not None:
-            mask = ops.cast(keras.tree.flatten(mask)[0], "bool")
-            mask = mask[:, :, 0] if len(mask.shape) == 3 else mask
-            mask = ops.broadcast_to(mask, ops.shape(sequences)[:2])  # (B, T)
-            mask = ops.flip(mask, axis=1) if self.go_backwards else mask
+        if mask is not None and self.go_backwards:
+            mask = ops.flip(mask, axis=1)
         h = recurrence(
             cell.project(sequences),
             cell.bounded_recurrent_kernel,
             cell.bias,
             initial_state[0],
-            activation=cell.activation,
+            activation=activation,
             implementation=self.implementation,
             dropout=dropout,
             mask=mask,
@@ -265,8 +285,48 @@ class IndRNN(keras.layers.RNN):
         config = super().get_config()
         del config["cell"]
         config["implementation"] = self.implementation
+        if self.cell.trainable != self.trainable:
+            config["cell_trainable"] = self.cell.trainable
         return {**self.cell.get_config(), **config}
 
     @classmethod
     def from_config(cls, config):
-        return cls(**config)
+        config = dict(config)
+        cell_trainable = config.pop("cell_trainable", None)
+        layer = cls(**config)
+        if cell_trainable is not None:
+            layer.cell.trainable = cell_trainable
+        return layer
+
+
+def _fits(shape, expected):
+    """Whether a shape may be the expected one, as far as both are known."""
+    return len(shape) == len(expected) and all(
+        None in pair or pair[0] == pair[1]
+        for pair in zip(shape, expected, strict=True)
+    )
+
+
+def _time_mask(mask, sequences):
+    """A mask as bools of shape (B, T), or None. As in dilated_rnn.py."""
+    if isinstance(mask, (list, tuple)):
+        # One mask for each input, as Keras has it, or numbers in lists.
+        first = mask[0] if mask else None
+        is_mask = first is None or len(getattr(first, "shape", ())) > 1
+        mask = first if is_mask else np.array(mask)
+    if mask is None:
+        return None
+    mask = ops.convert_to_tensor(mask)
+    expected = tuple(sequences.shape[:2])
+    if len(mask.shape) == 3 and mask.shape[2] == 1:
+        mask = mask[:, :, 0]
+    if len(mask.shape) != 2 or any(
+        None not in sizes and sizes[0] != sizes[1]
+        for sizes in zip(mask.shape, expected, strict=True)
+    ):
+        raise ValueError(
+            f"`mask` must have shape (batch, time), here {expected}, got "
+            f"{tuple(mask.shape)}"
+        )
+    # A size unknown until now must not be broadcast.
+    return ops.cast(ops.reshape(mask, ops.shape(sequences)[:2]), "bool")

@@ -3,13 +3,20 @@
 This file stands alone: copy it into a project, or install and import it.
 """
 
+import contextlib
 import copy
 import functools
 import math
 import numbers
+import threading
 
 import keras
 from keras import ops
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+else:
+    tf = None
 
 # What initial weights count with where the number of time steps is not known.
 UNKNOWN_TIME_STEPS = 1000
@@ -234,6 +241,23 @@ class UnitGain(keras.initializers.Initializer):
         }
 
 
+class _OfThread:
+    """An attribute that has a value of its own in each thread, at first None.
+
+    Keras keeps the dropout masks of a call in two attributes of the cell: in
+    these, calls from several threads would take each other's.
+    """
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, cell, owner=None):
+        return getattr(cell._values_of_thread, self.name, None)
+
+    def __set__(self, cell, value):
+        setattr(cell._values_of_thread, self.name, value)
+
+
 class _Bounded(keras.constraints.Constraint):
     """Another constraint, or None, and then the bound."""
 
@@ -394,9 +418,20 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         self.recurrent_min_abs = self.bound.recurrent_min_abs
         self.recurrent_max_abs = self.bound.recurrent_max_abs
         self.time_steps = None
+        self._values_of_thread = threading.local()
+
+    # Names of Keras' own; under others, its masks are again those of all
+    # threads.
+    _dropout_mask = _OfThread()
+    _recurrent_dropout_mask = _OfThread()
 
     def build(self, input_shape):
         self._check_input(input_shape)
+        with self._variable_scope():
+            self._build(input_shape)
+        self.built = True
+
+    def _build(self, input_shape):
         kernel_initializer, recurrent_initializer = self._start()
         self.kernel = self.bias = None
         if self.use_kernel:
@@ -422,11 +457,25 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
-        self.built = True
+
+    def _variable_scope(self):
+        """NAME/kernel, ... in graphs of TF1, whichever loop builds the cell."""
+        if not tf or tf.compat.v1.executing_eagerly_outside_functions():
+            return contextlib.nullcontext()
+        return tf.name_scope(f"{self.name}/")  # absolute, as it ends in /
 
     def call(self, inputs, states, training=False):
         self._check_input(inputs.shape)
+        inputs = ops.cast(inputs, self.compute_dtype)  # integers, as in LSTM
         h = states[0] if isinstance(states, (list, tuple)) else states
+        if tuple(h.shape[1:]) != (self.units,) or (
+            None not in (inputs.shape[0], h.shape[0])
+            and inputs.shape[0] != h.shape[0]
+        ):
+            raise ValueError(
+                f"`states` must have shape (batch, {self.units}) with the "
+                f"batch of `inputs`, {inputs.shape[0]}; got {tuple(h.shape)}"
+            )
         if training and self.recurrent_dropout > 0:
             h = h * self.get_recurrent_dropout_mask(h)
         if training and self.dropout > 0:
@@ -458,11 +507,14 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         return ops.zeros((batch_size, self.units), dtype=dtype)
 
     def save_own_variables(self, store):
-        if self.built:
-            # An optimizer that knows no constraints may have left the variable
-            # outside the bound: save the value in use.
-            self.recurrent_kernel.assign(self.bound(self.recurrent_kernel))
-        super().save_own_variables(store)
+        # An optimizer that knows no constraints may have left the variable
+        # outside the bound: save the value in use.
+        variables = {}
+        super().save_own_variables(variables)
+        for name, variable in variables.items():
+            if variable is self.recurrent_kernel:
+                variable = ops.convert_to_numpy(self.bound(variable))
+            store[name] = variable
 
     def get_config(self):
         return {
@@ -495,6 +547,11 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
                 "`inputs` of one step must have shape (batch, features), "
                 f"got {tuple(shape)}; sequences (batch, time, features) are "
                 "for `keras.layers.RNN(cell)`"
+            )
+        if shape[-1] is None:
+            raise ValueError(
+                "`inputs` must have a known number of features, got shape "
+                f"{tuple(shape)}"
             )
         if not self.use_kernel and shape[-1] != self.units:
             raise ValueError(

@@ -16,6 +16,7 @@ import functools
 import itertools
 import math
 import os
+import sys
 
 import keras
 import numpy as np
@@ -36,44 +37,125 @@ PARTS, SMALL = 8, 2**20
 # Unknown lengths are padded to one of these, for each needs programs.
 LENGTHS = 2 ** np.arange(4, 31, dtype="int32")
 
-# Of each thread its own: one may export while others train.
-_without_xla = contextvars.ContextVar("without_xla", default=False)
+# Of each thread its own: one may export while others train. None: without XLA
+# within an exporter, with XLA everywhere else.
+_xla = contextvars.ContextVar("xla", default=None)
+EXPORTERS = (
+    "keras.src.export.",
+    "tensorflow.lite.",
+    "tensorflow.python.saved_model.",
+    "tf2onnx.",
+)
 
 
 @contextlib.contextmanager
 def without_xla():
     """Within it, models are traced with Keras' own loop instead of XLA's.
 
-    For what must run where there is no XLA: `model.export(...)`, conversion
-    to LiteRT or ONNX. The weights are the same, the results too. It holds for
-    the thread that enters it, and no other:
+    For what must run where there is no XLA, and is traced by hand: a concrete
+    function that goes to `tf.lite.TFLiteConverter.from_concrete_functions`.
+    `model.export`, `tf.saved_model.save`, `tf2onnx` and LiteRT's converter of
+    Keras models need no such context: they are traced so by themselves. The
+    weights are the same, the results too. It holds for the thread that enters
+    it, and no other:
 
         with without_xla():
+            step = tf.function(model).get_concrete_function(signature)
+    """
+    with _set(_xla, False):
+        yield
+
+
+@contextlib.contextmanager
+def with_xla():
+    """Within it, exporters keep the compiled loop, as training has it.
+
+    For a server that has XLA:
+
+        with with_xla():
             model.export("served")
     """
-    token = _without_xla.set(True)
+    with _set(_xla, True):
+        yield
+
+
+@contextlib.contextmanager
+def _set(variable, value):
+    token = variable.set(value)
     try:
         yield
     finally:
-        _without_xla.reset(token)
+        variable.reset(token)
 
 
-def can_fuse(activation, units, dtype):
-    """Whether `recurrence` can take the place of Keras' loop here."""
-    if _without_xla.get() or not (tf or jax):
-        return False
+def _has_xla():
+    """Whether what is computed or traced now may hold programs of XLA's."""
+    if _xla.get() is not None or tf is None or tf.executing_eagerly():
+        return _xla.get() is not False
+    # No exporter says what it traces for; its name is among the callers'.
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(EXPORTERS):
+            return False
+        frame = frame.f_back
+    return True
+
+
+def fused_activation(cell):
+    """What `recurrence` takes for the activation of a cell.
+
+    None where Keras' loop has to run instead: for an export, on another
+    backend, with an activation that is no pure function of its argument.
+    """
+    activation = cell.activation
+    if not (tf or jax) or not _has_xla():
+        return None
     if tf and tf.config.functions_run_eagerly():
-        return False
+        return None
     if activation in _PULLBACKS:
-        return True
+        return activation
     if jax or isinstance(activation, keras.layers.Layer):
-        return False
-    with tf.GradientTape() as tape:
-        activation(tf.zeros((1, units), dtype))
-    return not tape.watched_variables()
+        return None
+    key = activation, cell.units, cell.compute_dtype
+    traced = getattr(cell, "traced_activation", None)
+    if traced is None or traced.key != key:
+        traced = cell.traced_activation = _Traced(*key)
+    return traced if traced.is_pure else None
 
 
-def recurrence(a, u, b, h0, *, activation, implementation="auto", **options):
+class _Traced:
+    """A user's activation, traced once: both passes compute the same."""
+
+    def __init__(self, activation, units, dtype):
+        self.key = activation, units, dtype
+        signature = tf.TensorSpec((None, units), dtype)
+        function = tf.function(activation, autograph=False)
+        try:
+            self.function = function.get_concrete_function(signature)
+        except Exception:  # Keras' loop may run it, or says what is wrong.
+            self.is_pure = False
+            return
+        graph = self.function.graph
+        self.is_pure = not graph.captures and not any(
+            operation.op_def.is_stateful for operation in graph.get_operations()
+        )
+
+    def __call__(self, z):
+        return tf.ensure_shape(self.function(z), z.shape)
+
+
+def recurrence(
+    a,
+    u,
+    b,
+    h0,
+    *,
+    activation,
+    implementation="auto",
+    dropout=None,
+    mask=None,
+    backwards=False,
+):
     """h_t = activation(a_t + u * h_{t-1} + b) for every t, differentiable.
 
     Arguments:
@@ -81,13 +163,13 @@ def recurrence(a, u, b, h0, *, activation, implementation="auto", **options):
         u: (N,).
         b: (N,), or None.
         h0: (B, N).
-        activation: A function.
+        activation: What `fused_activation` found.
         implementation: "sequential", "parallel", or "auto": parallel on a GPU
-            where there is such a form.
-        dropout: (B, N), a factor of h_{t-1}; or None.
+            where there is such a form. Default: "auto".
+        dropout: (B, N), a factor of h_{t-1}; or None. Default: None.
         mask: (B, T) in the order of reading, false where h_t = h_{t-1}; or
-            None.
-        backwards: Whether a is read from its end.
+            None. Default: None.
+        backwards: Whether a is read from its end. Default: False.
 
     Returns:
         h of shape (B, T, N), in the order of reading.
@@ -96,33 +178,33 @@ def recurrence(a, u, b, h0, *, activation, implementation="auto", **options):
     # Tensors, for variables may change before the backward pass.
     to_tensor = tf.convert_to_tensor if tf else ops.convert_to_tensor
     u, b, h0 = map(to_tensor, (u, b, h0))
-    h0 = ops.broadcast_to(h0, (ops.shape(a)[0], a.shape[-1]))
+    options = {"activation": activation, "dropout": dropout}
     length = a.shape[1]
-    options["activation"] = activation
     if length == 1:
-        return _one_step(a, u, b, h0, **options)
-    if _is_parallel(implementation, activation, length):
+        return _one_step(a, u, b, h0, mask=mask, backwards=backwards, **options)
+    parallel = _is_parallel(implementation, activation, a)
+    if parallel:
         passes = _parallel_forward, _parallel_backward
-    elif parts := _parts(a.shape):
+    elif parts := _parts(a):
         passes = (
             functools.partial(_forward_in_parts, parts),
             functools.partial(_backward_in_parts, parts),
         )
     else:
         passes = _forward, _backward
-    if length is not None:
+    if _has_own_program(a):
+        options |= {"mask": mask, "backwards": backwards}
         return _differentiable(*passes, a, u, b, h0, options)
-    a = ops.flip(a, axis=1) if options["backwards"] else a
-    length = tf.shape(a)[1]
-    padding = tf.gather(LENGTHS, tf.searchsorted(LENGTHS, [length]))[0] - length
-    a = tf.pad(a, [[0, 0], [0, padding], [0, 0]])
-    if options["mask"] is not None:
-        options["mask"] = tf.pad(options["mask"], [[0, 0], [0, padding]])
-    options = {**options, "backwards": False, "length": length}
+    a = ops.flip(a, axis=1) if backwards else a
+    a, mask, length = _padded(a, mask)
+    options |= {"mask": mask, "backwards": False}
+    if not parallel:
+        options["length"] = length
     return _differentiable(*passes, a, u, b, h0, options)[:, :length]
 
 
-def _is_parallel(implementation, activation, length):
+def _is_parallel(implementation, activation, a):
+    length = a.shape[1]
     if implementation == "parallel":
         if length is None:
             raise ValueError(
@@ -136,14 +218,59 @@ def _is_parallel(implementation, activation, length):
         and activation in (RELU, LINEAR)
         and length is not None
         and length > 2 * CHUNK
-        and _on_gpu()
+        and _on_gpu(a)
     )
 
 
-def _on_gpu():
+def _on_gpu(a):
+    """Whether what is computed from a will be computed on a GPU."""
     if jax:
-        return jax.default_backend() == "gpu"
-    return bool(tf.config.list_logical_devices("GPU"))
+        device = jax.config.jax_default_device
+        return (
+            getattr(device, "platform", device) or jax.default_backend()
+        ) == "gpu"
+    if not tf.config.list_logical_devices("GPU"):
+        return False
+    # Within `with tf.device(...)`, what is computed carries its name.
+    return "CPU" not in tf.identity(a).device.upper()
+
+
+def _has_own_program(a):
+    """Whether to compile for just this length.
+
+    Eagerly, each shape needs programs: the first two lengths have their own,
+    all others share those of powers of two.
+    """
+    length = a.shape[1]
+    if length is None or not _is_eager(a):
+        return length is not None
+    lengths = _own_lengths.setdefault((a.shape[0], a.shape[2], a.dtype), set())
+    if len(lengths) < 2:
+        lengths.add(length)
+    return length in lengths
+
+
+_own_lengths = {}
+
+
+def _is_eager(a):
+    return tf.executing_eagerly() if tf else not isinstance(a, jax.core.Tracer)
+
+
+def _padded(a, mask):
+    """a and a mask, filled up to one of LENGTHS, and T, a tensor."""
+    length = a.shape[1]
+    if length is None:
+        length = tf.shape(a)[1]
+        index = tf.searchsorted(LENGTHS, [length])[0]
+        padding = tf.gather(LENGTHS, index) - length
+    else:
+        padding = LENGTHS[np.searchsorted(LENGTHS, length)] - length
+        length = ops.convert_to_tensor(length, "int32")
+    pad = tf.pad if tf else ops.pad
+    a = pad(a, [[0, 0], [0, padding], [0, 0]])
+    mask = None if mask is None else pad(mask, [[0, 0], [0, padding]])
+    return a, mask, length
 
 
 def _differentiable(forward, backward, a, u, b, h0, options):
@@ -272,6 +399,7 @@ def _backward(
                 tape.watch(z)
                 new = activation(z)
             delta = tape.gradient(new, z, g_t, unconnected_gradients="zero")
+            delta.set_shape(z.shape)
         if mask is not None:
             delta = ops.where(_at(mask, t), delta, ops.zeros_like(delta))
             skipped = ops.where(_at(mask, t), ops.zeros_like(g_t), g_t)
@@ -304,13 +432,15 @@ def _backward(
 # several use all cores; that pays, though their results must be joined.
 
 
-def _parts(shape):
-    """Into how many parts to split (B, T, N); 0 where that does not pay."""
-    if not tf or tf.executing_eagerly() or _on_gpu():
+def _parts(a):
+    """Into how many parts to split a (B, T, N); 0 where that does not pay."""
+    if not tf or tf.executing_eagerly() or _on_gpu(a):
         return 0
-    # Within a larger program of XLA's, loops run one after another.
+    # Within a larger program of XLA's, loops run one after another. No public
+    # function tells; without this one, such a program would only be slower.
     if tf.__internal__.get_enclosing_xla_context() is not None:
         return 0
+    shape = a.shape
     threads = tf.config.threading.get_inter_op_parallelism_threads()
     count = min(threads or os.cpu_count(), shape[0] or PARTS, PARTS)
     small = math.prod(size or 32 for size in shape) < SMALL

@@ -5,6 +5,11 @@
 Each layer is trained for two epochs on the same batches, each of another
 length, with `keras.Model.fit`; a figure is the seconds of an epoch, compilation
 included. Programs are counted as XLA compiles them.
+
+    python benchmarks/lengths.py --eager --lengths 40
+
+calls them outside of a `tf.function` instead, all in one process: predictions
+for batches of so many lengths, drawn from 1 to 200, then gradients.
 """
 
 import os
@@ -18,16 +23,13 @@ from timing import parser
 LAYERS = ("IndRNN", "SimpleRNN", "GRU", "LSTM")
 
 
-def epochs(name, args):
-    """Seconds of two epochs, in this process."""
+def network(name, args):
     import keras
-    import numpy as np
-    import tensorflow as tf
 
     from ind_rnn import IndRNN
 
     layer = IndRNN if name == "IndRNN" else getattr(keras.layers, name)
-    model = keras.Sequential(
+    return keras.Sequential(
         [
             keras.Input((None, args.features)),
             layer(args.units, return_sequences=True),
@@ -35,6 +37,37 @@ def epochs(name, args):
             keras.layers.Dense(1),
         ]
     )
+
+
+def eager(args):
+    """Print the seconds of calls outside of a function."""
+    import numpy as np
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    lengths = rng.choice(np.arange(1, 201), args.lengths, replace=False)
+    print("| layer | predictions, s | the same again, s | gradients, s |")
+    print("|---|---|---|---|")
+    for name in LAYERS:
+        model, seconds = network(name, args), []
+        for with_gradients in (False, False, True):
+            start = time.perf_counter()
+            for length in lengths:
+                x = tf.ones((args.batch, length, args.features))
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_sum(model(x))
+                if with_gradients:
+                    tape.gradient(loss, model.trainable_weights)
+            seconds.append(f"{time.perf_counter() - start:.1f}")
+        print(f"| {name} | {' | '.join(seconds)} |")
+
+
+def epochs(name, args):
+    """Seconds of two epochs, in this process."""
+    import numpy as np
+    import tensorflow as tf
+
+    model = network(name, args)
     model.compile("adam", "mse")
     rng = np.random.default_rng(0)
     lengths = rng.permutation(np.arange(1, args.lengths + 1))
@@ -65,7 +98,10 @@ def epochs(name, args):
 def main(argv=None):
     options = parser(__doc__, lengths=200, batch=32, features=16, units=128)
     options.add_argument("--layer", choices=LAYERS, help="this one alone")
+    options.add_argument("--eager", action="store_true", help="see above")
     args = options.parse_args(argv)
+    if args.eager:
+        return eager(args)
     if args.layer:
         return epochs(args.layer, args)
     print("| layer | first epoch, s | second epoch, s | XLA programs |")

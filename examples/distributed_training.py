@@ -257,7 +257,8 @@ def main(argv=None):
         # All workers take part in writing; what the first one writes is kept.
         out = pathlib.Path(args.out if first else elsewhere)
         try:
-            history = train(args, out, strategy)
+            with experiment.locked(out):
+                history = train(args, out, strategy)
         except tf.errors.UnavailableError as error:
             raise experiment.UserError(
                 "another worker has ended: start all again, with --resume"

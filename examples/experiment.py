@@ -11,12 +11,14 @@ Every example leaves in its `--out` directory:
 """
 
 import argparse
+import contextlib
 import csv
 import functools
 import json
 import math
 import os
 import pathlib
+import signal
 import sys
 import time
 import zipfile
@@ -28,6 +30,11 @@ import tensorflow as tf
 
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing tells that --out is in use.
+    fcntl = None
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -61,8 +68,10 @@ def parser(description, name, models=("indrnn",)):
     )
     models = (*models, *BASELINES)
     option(result, "--model", models[0], "the network", choices=models)
-    option(result, "--seed", 1, "of weights, data and order", type=count(0))
-    option(result, "--out", f"out/{name}", "where results go", metavar="DIR")
+    text = "of weights, data and order, below 2^32"
+    option(result, "--seed", 1, text, type=count(0, 2**32 - 1))
+    text = "where results go"
+    option(result, "--out", f"out/{name}", text, type=directory, metavar="DIR")
     result.add_argument(
         "--resume",
         action="store_true",
@@ -183,15 +192,17 @@ def cosine(learning_rate, steps, warmup):
     )
 
 
-def count(minimum):
-    """An argparse type: an integer of at least `minimum`."""
+def count(minimum, maximum=math.inf):
+    """An argparse type: an integer from `minimum` to `maximum`."""
 
     def integer(text):
         value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(
-                f"must be at least {minimum}, got {text}"
-            )
+        for wrong, limit in (
+            (value < minimum, f"at least {minimum}"),
+            (value > maximum, f"at most {maximum}"),
+        ):
+            if wrong:
+                raise argparse.ArgumentTypeError(f"must be {limit}, got {text}")
         return value
 
     return integer
@@ -205,15 +216,40 @@ def positive(text):
     return value
 
 
+def directory(text):
+    """An argparse type: the name of a directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a directory, got ''")
+    return text
+
+
 def run(main, argv):
-    """`main(argv)`, with a UserError as one line and exit code 2."""
+    """`main(argv)`, with what ends it as one line on stderr.
+
+    Returns:
+        The exit code: 2 after a UserError, 130 after Ctrl-C.
+    """
+    stopped = []
+
+    def stop(*_):
+        stopped.append(True)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
     try:
         return main(argv)
     except UserError as error:
-        line = " ".join(str(error).split())
-        name = pathlib.Path(sys.argv[0]).name
-        print(f"{name}: error: {line}", file=sys.stderr)
-        return 2
+        line, code = f"error: {error}", 2
+    except BaseException:
+        # TensorFlow may make another exception of a KeyboardInterrupt.
+        if not stopped:
+            raise
+        line, code = "stopped; the same command with --resume goes on", 130
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    name = pathlib.Path(sys.argv[0]).name
+    print(f"{name}: {' '.join(line.split())}", file=sys.stderr)
+    return code
 
 
 def shuffled(count, batch_size, *entropy):
@@ -286,51 +322,85 @@ def train(
         The model, and its history: a list with one dict for each epoch.
     """
     out = pathlib.Path(args.out)
-    model, history = None, []
-    if args.resume:
-        model, history = _resume(out, build, vars(args), afterwards)
-    if model is None:
-        keras.utils.set_random_seed(args.seed)
-        model = build()
-        begin(args, out)
-    while len(history) < args.epochs and not enough(history):
-        epoch = len(history)
-        start = time.perf_counter()
-        _seed(model, [args.seed, epoch])
-        logs = model.fit(
-            batches(functools.partial(batch, epoch), steps, free),
-            initial_epoch=epoch,
-            epochs=epoch + 1,
-            shuffle=False,
-            verbose=1 if sys.stdout.isatty() else 2,
-            callbacks=[
-                keras.callbacks.TerminateOnNaN(),
-                *callbacks(history),
-            ],
-            **fit_options,
-        ).history
-        for name in ("loss", best or "loss"):
-            if not math.isfinite(logs[name][-1]):
+    with locked(out):
+        model, history = None, []
+        if args.resume:
+            model, history = _resume(out, build, vars(args), afterwards)
+        if model is None:
+            keras.utils.set_random_seed(args.seed)
+            model = build()
+            begin(args, out)
+        while len(history) < args.epochs and not enough(history):
+            epoch = len(history)
+            start = time.perf_counter()
+            _seed(model, [args.seed, epoch])
+            logs = model.fit(
+                batches(functools.partial(batch, epoch), steps, free),
+                initial_epoch=epoch,
+                epochs=epoch + 1,
+                shuffle=False,
+                verbose=1 if sys.stdout.isatty() else 2,
+                callbacks=[
+                    keras.callbacks.TerminateOnNaN(),
+                    *callbacks(history),
+                ],
+                **fit_options,
+            ).history
+            for name in ("loss", best or "loss"):
+                if not math.isfinite(logs[name][-1]):
+                    raise UserError(
+                        f"the {name} is {logs[name][-1]} in epoch {epoch + 1}: "
+                        "try a lower --learning-rate; the last checkpoint is "
+                        "kept"
+                    )
+            seconds = time.perf_counter() - start
+            seconds += history[-1]["seconds"] if history else 0
+            history.append(
+                {
+                    "epoch": epoch + 1,
+                    "steps": int(model.optimizer.iterations),
+                    "seconds": round(seconds, 1),
+                    **{name: values[-1] for name, values in logs.items()},
+                }
+            )
+            # The history first: a resumed run drops what is ahead of its model.
+            write_history(out, history)
+            if best and history[-1][best] == min(row[best] for row in history):
+                _save(model, out / "best.keras")
+            _save(model, out / "checkpoint.keras")
+        return model, history
+
+
+@contextlib.contextmanager
+def locked(out):
+    """Within it, no other process trains into `out`, a path.
+
+    Raises:
+        UserError: If one does, or `out` cannot be written to.
+    """
+    path = out / "lock"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")
+    except OSError as error:
+        raise UserError(f"--out {out}: {error}") from error
+    with file:
+        if fcntl:
+            try:  # The system takes it back however a process ends.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
                 raise UserError(
-                    f"the {name} is {logs[name][-1]} in epoch {epoch + 1}: try "
-                    "a lower --learning-rate; the last checkpoint is kept"
-                )
-        seconds = time.perf_counter() - start
-        seconds += history[-1]["seconds"] if history else 0
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "steps": int(model.optimizer.iterations),
-                "seconds": round(seconds, 1),
-                **{name: values[-1] for name, values in logs.items()},
-            }
-        )
-        # The history first: a resumed run drops what is ahead of its model.
-        write_history(out, history)
-        if best and history[-1][best] == min(row[best] for row in history):
-            _save(model, out / "best.keras")
-        _save(model, out / "checkpoint.keras")
-    return model, history
+                    f"--out {out}: process {file.read().strip()} is writing "
+                    "there; wait for its end, or take another directory"
+                ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def begin(args, out):
@@ -339,9 +409,9 @@ def begin(args, out):
         out.mkdir(parents=True, exist_ok=True)
         for name in ("checkpoint.keras", "best.keras"):
             (out / name).unlink(missing_ok=True)
-        _write(out / "arguments.json", json.dumps(vars(args), indent=2))
     except OSError as error:
         raise UserError(f"--out {out}: {error}") from error
+    _write(out / "arguments.json", json.dumps(vars(args), indent=2))
 
 
 def finish(args, history, metrics, curves, baseline=None, log=False):
@@ -372,7 +442,8 @@ def finish(args, history, metrics, curves, baseline=None, log=False):
     axes.set(xlabel="training steps", title=f"{out.name}: {args.model}")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(out / "curve.png", dpi=120)
+    with _replacing(out / "curve.png") as path:
+        figure.savefig(path, dpi=120)
     pyplot.close(figure)
     print(json.dumps({**metrics, "seconds": result["seconds"]}))
 
@@ -477,22 +548,42 @@ def _seed(model, entropy):
 
 def write_history(out, history):
     """Write history.csv, the dicts of all epochs, into the path `out`."""
-    path = out / "history.csv"
-    temporary = path.with_name("_" + path.name)
-    with open(temporary, "w", newline="") as file:
+    with (
+        _replacing(out / "history.csv") as path,
+        open(path, "w", newline="") as file,
+    ):
         writer = csv.DictWriter(file, history[-1])
         writer.writeheader()
         writer.writerows(history)
-    os.replace(temporary, path)
 
 
 def _write(path, text):
-    temporary = path.with_name("_" + path.name)
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
+    with _replacing(path) as temporary:
+        temporary.write_text(text + "\n")
 
 
 def _save(model, path):
+    with _replacing(path) as temporary:
+        model.save(temporary)
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A path to write to, which takes the place of `path` once it is whole.
+
+    Raises:
+        UserError: If it cannot be written, as on a full disk. Then nothing is
+            left of it, and what was at `path` stays.
+    """
     temporary = path.with_name("_" + path.name)
-    model.save(temporary)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"--out {path.parent}: {path.name} cannot be written, what was "
+            f"there before is kept: {error}"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

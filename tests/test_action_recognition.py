@@ -511,7 +511,8 @@ def test_msr_leaves_its_results(tmp_path):
     result = json.loads((out / "result.json").read_text())
     assert result["steps"] == 2  # four sequences, twice, four in a batch
     assert result["metrics"]["sequences"] == 4
-    assert 0 <= result["metrics"]["test_accuracy"] <= 1
+    # Of four sequences
+    assert result["metrics"]["test_accuracy"] in (0, 0.25, 0.5, 0.75, 1)
     for name in ("confusion.png", "curve.png"):
         assert (out / name).stat().st_size > 1000
 

@@ -792,3 +792,31 @@ def test_errors_of_parts(make, name, value):
         make()
     assert f"`{name}`" in str(caught.value)
     assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make, name, hint",
+    [
+        (stacked_ind_rnn, "unit", ", did you mean `units`?"),
+        (residual_ind_rnn, "batch_normalisation", "`batch_normalization`?"),
+        (dense_ind_rnn, "default_name", "is no argument of dense_ind_rnn"),
+        (dense_ind_rnn, "xyz", "`xyz` is no argument of dense_ind_rnn"),
+    ],
+)
+def test_unknown_arguments_are_named(make, name, hint):
+    with pytest.raises(TypeError) as caught:
+        make((5, 2), **{name: 4})
+    message = str(caught.value)
+    assert f"`{name}` is no argument of {make.__name__}" in message
+    assert hint in message and "_Network" not in message
+
+
+@pytest.mark.parametrize("mask", [None, np.ones((0, 4), bool)])
+def test_statistics_of_steps_of_an_empty_batch(mask):
+    layer = TimeStepBatchNormalization(3)
+    layer(data(2, 4, 3), training=True)
+    before = layer.get_weights()
+    y = layer(np.zeros((0, 4, 3)), training=True, mask=mask)
+    assert y.shape == (0, 4, 3)
+    for a, b in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)

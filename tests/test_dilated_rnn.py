@@ -54,6 +54,20 @@ class TwoStates(keras.layers.Layer):
         return {**super().get_config(), "units": self.units}
 
 
+class MatrixState(keras.layers.Layer):
+    """A cell that is none for DilatedRNN."""
+
+    def __init__(self, state_size):
+        super().__init__()
+        self.state_size = state_size
+
+    def call(self, inputs, states):
+        return inputs, states
+
+    def get_initial_state(self, batch_size=None):
+        return [keras.ops.zeros((batch_size, 2, 3))]
+
+
 KINDS = {
     name: functools.partial(SimpleRNNCell, N, name)
     for name in ("tanh", "relu", "sigmoid", "linear", "softsign")
@@ -533,10 +547,11 @@ def test_layers_equal_their_cells(layer, cell, mask):
     x = data(B, 7, F)
     filled(one), filled(two)
     assert_same(computed(one, x, mask=mask), computed(two, x, mask=mask))
+    # The caller's layers stay as they were.
     assert given == copy
-    # Layers are used as they are, weights included.
-    ours = given if layer is not SimpleRNN else [each.cell for each in given]
-    assert all(a is b for a, b in zip(one.cells, ours, strict=True))
+    for each in given:
+        assert not each.built and not each.cell.built
+        assert not each.return_sequences and not each.return_state
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU"])
@@ -716,6 +731,24 @@ FLAGS = [name for name in OPTIONS if name != "dilations"]
         ({"dilations": [True, 2]}, TypeError, "dilations[0]", "True"),
         ({"dilations": ["1", 2]}, TypeError, "dilations[0]", "'1'"),
         *(({name: 1}, TypeError, name, "1") for name in FLAGS),
+        (
+            {"cells": [keras.layers.ConvLSTM1D(N, 3)]},
+            TypeError,
+            "cells[0]",
+            "vectors, (batch, units), got <ConvLSTM1D",
+        ),
+        (
+            {"cells": [DilatedRNN([LSTM(N)])]},
+            TypeError,
+            "cells[0]",
+            "no DilatedRNN: give its cells to this one, got <DilatedRNN",
+        ),
+        (
+            {"cells": [MatrixState([(None, 3)])]},
+            TypeError,
+            "cells[0]",
+            "vectors, (batch, units), got <MatrixState",
+        ),
         *(
             (
                 {"cells": [LSTM(N, **{name: value})]},
@@ -740,6 +773,13 @@ def test_bad_arguments(options, error, name, value):
         two_cells(**options)
 
 
+def test_states_that_are_no_vectors():
+    layer = DilatedRNN([MatrixState([2])])
+    message = r"`cells\[0\]` .*got <MatrixState.* with states \[\(1, 2, 3\)\]"
+    with pytest.raises(TypeError, match=message):
+        layer.build((None, 5, F))
+
+
 def test_bad_cell_type_and_units():
     known = "`cell_type` must be one of RNN, LSTM, GRU, IndRNN, got 'rnn'"
     with pytest.raises(ValueError, match=known):
@@ -752,6 +792,9 @@ def test_bad_cell_type_and_units():
         dilated_rnn("RNN", 5, [1])
     with pytest.raises(ValueError, match="`dilations` must .*got 1 for 2"):
         dilated_rnn("RNN", [N, N], [1])
+    for kind in ("RNN", "LSTM", "GRU", "IndRNN"):
+        with pytest.raises(TypeError, match=r"`input_shape`.*got .*\(5, 2\)"):
+            dilated_rnn(kind, [N], [1], input_shape=(5, 2))
 
 
 def zeros(*shapes):
@@ -792,6 +835,64 @@ def test_bad_shapes_to_build():
         two_cells().build((None, None, None))
     with pytest.raises(ValueError, match="`sequences` .*`stateful=True`.*None"):
         two_cells(stateful=True)(keras.Input((5, F)))
+
+
+@pytest.mark.parametrize("shape", [(B, 1), (1, 5), (5, B), (B, 5, 2), (B,)])
+def test_mask_of_a_wrong_shape_is_named(shape):
+    message = rf"`mask` must have shape \(batch, time\), here \({B}, 5\), got "
+    with pytest.raises(ValueError, match=message):
+        two_cells()(np.ones((B, 5, F)), mask=np.ones(shape, bool))
+
+
+def test_forms_of_a_mask():
+    layer = two_cells(return_sequences=True)
+    x, mask = data(B, 5, F), masked("holes", B, 5)
+    expected = layer(x, mask=tf.constant(mask))
+    for same in (
+        mask,
+        mask[:, :, None],
+        mask.astype("float32") * 0.5,
+        mask.tolist(),
+        [tf.constant(mask)],
+    ):
+        np.testing.assert_array_equal(layer(x, mask=same), expected)
+    np.testing.assert_array_equal(layer(x, mask=[None]), layer(x))
+
+
+@pytest.mark.parametrize("cell", [SimpleRNNCell, LSTM, IndRNN, TwoStates])
+def test_integers_are_cast(cell):
+    layer = DilatedRNN([cell(N), cell(N)])
+    x = (np.arange(B * 5 * F) % 3).reshape(B, 5, F)
+    np.testing.assert_array_equal(layer(x), layer(x.astype("float32")))
+
+
+@pytest.mark.parametrize("layer", [SimpleRNN, LSTM, GRU, IndRNN])
+def test_layers_that_are_built_are_refused(layer):
+    given = layer(N)
+    given.build((None, 5, F))
+    with pytest.raises(
+        ValueError, match=r"`cells\[0\]` .* built, .*built=True"
+    ):
+        DilatedRNN([given])
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("layer", [SimpleRNN, LSTM, GRU, IndRNN])
+def test_copies_of_layers_are_like_them(layer, unroll):
+    options = {
+        "activation": "sigmoid",
+        "dropout": 0.3,
+        "seed": 7,
+        "name": "remembers",
+        "unroll": unroll,
+    }
+    given = layer(N, **options)
+    (copy,) = DilatedRNN([given]).cells
+    config = copy.get_config()
+    cell = copy.cell if isinstance(copy, keras.layers.RNN) else copy
+    assert cell.seed == 7 and cell is not given.cell
+    for name in ("activation", "dropout"):
+        assert config[name] == given.get_config()[name]
 
 
 def breadth_first(dilations):

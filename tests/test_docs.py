@@ -1,6 +1,7 @@
 """README and docstrings: commands are the ones in use, examples run."""
 
 import doctest
+import inspect
 import os
 import pathlib
 import re
@@ -88,3 +89,15 @@ def test_nothing_is_left_to_fill_in():
 def test_pictures_exist():
     pictures = re.findall(r"\]\((img/.*?)\)", README)
     assert pictures and all((ROOT / path).exists() for path in pictures)
+
+
+def test_what_two_files_share_is_the_same():
+    """A file that is copied alone has its own."""
+    here, there = (
+        inspect.getsource(module._time_mask).replace(other, "the other file")
+        for module, other in (
+            (ind_rnn, "dilated_rnn.py"),
+            (dilated_rnn, "ind_rnn.py"),
+        )
+    )
+    assert here == there

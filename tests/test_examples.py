@@ -213,13 +213,25 @@ def test_seed_decides(tmp_path):
     assert (results[0] != results[2]).any()
 
 
+def mnist_error(out, mnist):
+    """Of the checkpoint in `out`, in the test digits of a run."""
+    digits = np.load(mnist[1])
+    rng = np.random.default_rng(sequential_mnist.PERMUTATION_SEED)
+    pixels = digits["x_test"].reshape(-1, 784)
+    x = sequential_mnist.prepare(pixels, rng.permutation(784))
+    model = keras.models.load_model(out / "checkpoint.keras")
+    answers = model.predict(x, verbose=0)
+    return np.mean(answers.argmax(axis=-1) != digits["y_test"])
+
+
 @pytest.mark.parametrize("model", ["indrnn", "lstm"])
 def test_mnist_leaves_its_results(model, tmp_path, mnist):
     argv = [*mnist, "--model", model, "--epochs", "1", "--batch-size", "8"]
     sequential_mnist.main([*argv, "--out", str(tmp_path)])
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["steps"] == 3  # 48 digits, half of them for validation
-    assert 0 <= result["metrics"]["test_error"] <= 1
+    error = result["metrics"]["test_error"]
+    assert error == pytest.approx(mnist_error(tmp_path, mnist), abs=1e-6)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru", "indrnn"])
@@ -229,7 +241,8 @@ def test_mnist_with_a_dilated_network(cell, tmp_path, mnist):
     sequential_mnist.main(argv)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["steps"] == 2
-    assert 0 <= result["metrics"]["test_error"] <= 1
+    error = result["metrics"]["test_error"]
+    assert error == pytest.approx(mnist_error(tmp_path, mnist), abs=1e-6)
 
 
 @pytest.mark.parametrize("model", ["stacked", "residual", "dense"])
@@ -240,7 +253,8 @@ def test_mnist_with_a_deep_network(model, tmp_path, mnist):
     sequential_mnist.main(argv)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["steps"] == 2
-    assert 0 <= result["metrics"]["test_error"] <= 1
+    error = result["metrics"]["test_error"]
+    assert error == pytest.approx(mnist_error(tmp_path, mnist), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +296,12 @@ def test_copy_leaves_its_results(model, tmp_path):
     copy_memory.main([*argv, "--out", str(tmp_path)])
     result = json.loads((tmp_path / "result.json").read_text())
     metrics = result["metrics"]
-    assert result["steps"] == 4 and 0 <= metrics["recalled"] <= 1
+    assert result["steps"] == 4
+    network = keras.models.load_model(tmp_path / "checkpoint.keras")
+    symbols = np.random.default_rng([1, 1]).integers(0, 8, (1000, 10))
+    x, _ = copy_memory.copy_batch(symbols, int(COPY[1]))
+    answers = network.predict(x, verbose=0)[:, -10:].argmax(axis=-1)
+    assert metrics["recalled"] == pytest.approx(np.mean(answers == symbols))
     # Guessing the symbols, and only them, is what the baseline stands for.
     assert metrics["baseline"] == pytest.approx(10 * np.log(8) / 29)
     assert (tmp_path / "curve.png").stat().st_size > 1000

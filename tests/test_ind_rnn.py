@@ -1,5 +1,6 @@
 """IndRNN: identities, what Keras does with a layer, and errors."""
 
+import concurrent.futures
 import inspect
 
 import keras
@@ -22,6 +23,7 @@ from pairs import (
     computed,
     data,
     inputs,
+    masked,
     pair,
     softsign,
     weighted,
@@ -439,27 +441,66 @@ def test_more_than_one_initial_state_is_named():
         IndRNN(N)(np.ones((B, T, F)), initial_state=states)
 
 
-@pytest.mark.parametrize("shape", [(1, T), (B, T, 1)])
-def test_masks_that_broadcast(shape):
-    case = {"return_sequences": True, "return_state": True}
-    fused, loop = pair(case)
-    x, _, _ = inputs(case)
-    mask = np.arange(np.prod(shape)).reshape(shape) % 3 > 0
-    assert_same(*(computed(layer, x, None, mask) for layer in (fused, loop)))
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("batch", [1, B + 1])
+def test_a_state_of_another_batch_is_named(unroll, batch):
+    layer = IndRNN(N, unroll=unroll)
+    with pytest.raises(ValueError, match=rf"`initial_state`.*\({batch}, {N}\)"):
+        layer(np.ones((B, T, F)), initial_state=np.ones((batch, N)))
+    with pytest.raises(ValueError, match=rf"`states`.*\({batch}, {N}\)"):
+        layer.cell(np.ones((B, F)), np.ones((batch, N)))
 
 
-def test_transposed_mask_is_refused():
-    with pytest.raises(Exception, match="(?i)broadcast|incompatible"):
-        IndRNN(N)(np.ones((B, T, F)), mask=np.ones((T, B), bool))
+def test_another_batch_than_that_of_the_kept_state_is_named():
+    layer = IndRNN(N, stateful=True)
+    layer(np.ones((B, T, F)))
+    with pytest.raises(ValueError, match=f"stateful.*`sequences`, {B + 1}"):
+        layer(np.ones((B + 1, T, F)))
 
 
-def test_one_initial_state_for_the_whole_batch():
-    fused, loop = pair({"return_sequences": True})
-    x, _, _ = inputs({})
-    h = tf.constant(data(1, N))
-    expected = computed(loop, x, h, None)
-    assert expected["gradient of initial_state"].shape == (1, N)
-    assert_same(computed(fused, x, h, None), expected)
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("shape", [(B, 1), (1, T), (T, B), (B, T, 2), (B,)])
+def test_mask_of_a_wrong_shape_is_named(shape, unroll):
+    layer = IndRNN(N, unroll=unroll)
+    with pytest.raises(ValueError) as caught:
+        layer(np.ones((B, T, F)), mask=np.ones(shape, bool))
+    assert (
+        f"`mask` must have shape (batch, time), here ({B}, {T}), got "
+        in str(caught.value)
+    )
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_forms_of_a_mask(unroll):
+    layer = IndRNN(N, return_sequences=True, unroll=unroll)
+    x, mask = data(B, T, F), masked("holes")
+    expected = layer(x, mask=tf.constant(mask))
+    for same in (
+        mask,
+        mask[:, :, None],
+        mask.astype("int64"),
+        mask.astype("float32") * 0.5,
+        mask.tolist(),
+        [tf.constant(mask), None],
+    ):
+        np.testing.assert_array_equal(layer(x, mask=same), expected)
+    for none in (None, [None]):
+        np.testing.assert_array_equal(layer(x, mask=none), layer(x))
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "float64"])
+def test_integers_are_cast(kernel, dtype):
+    x = (np.arange(B * T * N) % 3).reshape(B, T, N).astype(dtype)
+    for layer in (
+        IndRNN(N, use_kernel=kernel),
+        keras.layers.RNN(IndRNNCell(N, use_kernel=kernel)),
+    ):
+        expected = layer(x.astype("float32"))
+        np.testing.assert_array_equal(layer(x), expected)
+        model = keras.Sequential([keras.Input((T, N), dtype=dtype), layer])
+        predicted = model.predict(x, verbose=0)
+        np.testing.assert_allclose(predicted, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("flag", OF_LAYER)
@@ -489,3 +530,67 @@ def test_bad_argument_is_named(name, value):
         IndRNN(**{"units": N, name: value})
     assert f"`{name}` must" in str(caught.value)
     assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("of_layer", [True, False])
+@pytest.mark.parametrize("of_cell", [True, False])
+def test_what_is_trainable_is_kept(of_layer, of_cell, tmp_path):
+    layer = IndRNN(N)
+    model = keras.Sequential([keras.Input((T, F)), layer])
+    layer.trainable = of_layer  # which sets that of the cell too
+    layer.cell.trainable = of_cell
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras").layers[0]
+    assert loaded.trainable is of_layer and loaded.cell.trainable is of_cell
+    count = len(layer.trainable_weights)
+    assert len(loaded.trainable_weights) == count
+    assert count == (3 if of_layer and of_cell else 0)
+
+
+def test_calls_from_several_threads_have_masks_of_their_own():
+    """Each input has a batch size of its own: foreign masks would not fit."""
+    for layer in (
+        IndRNN(N, dropout=0.5, recurrent_dropout=0.5, seed=1),
+        IndRNN(N, dropout=0.5, recurrent_dropout=0.5, seed=1, unroll=True),
+        keras.layers.RNN(IndRNNCell(N, dropout=0.5, recurrent_dropout=0.5)),
+    ):
+        layer.build((None, 3, F))
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            results = pool.map(
+                lambda batch, layer=layer: (
+                    layer(np.ones((batch, 3, F)), training=True).shape
+                ),
+                [*range(1, 9)] * 12,
+            )
+            assert [*results] == [(batch, N) for batch in range(1, 9)] * 12
+
+
+def test_unknown_features_are_named():
+    for layer, name in (
+        (IndRNN(N), "sequences"),
+        (keras.layers.RNN(IndRNNCell(N)), "inputs"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` must have a known nu"):
+            layer(keras.Input((5, None)))
+
+
+def test_weights_of_keras_ind_rnn():
+    """Its step, with a saved u outside of what it uses; README, older code."""
+    clip_max = 2 ** (1 / T)
+    kernel, bias = data(F, N), data(N, phase=1.0)
+    u = np.array([-0.7, 1.9, 0.5, -2.0, 0.9])
+    x, h = data(B, T, F, phase=2.0), np.zeros((B, N))
+    in_use = np.clip(u, 0, clip_max)
+    for t in range(T):
+        h = np.maximum(x[:, t] @ kernel + in_use * h + bias, 0)
+    layer = IndRNN(
+        N,
+        recurrent_constraint="non_neg",
+        recurrent_max_abs=clip_max,
+        dtype="float64",
+    )
+    layer.build(x.shape)
+    layer.set_weights([kernel, np.clip(u, 0, clip_max), bias])
+    np.testing.assert_allclose(layer(x), h, rtol=1e-12)
+    layer.set_weights([kernel, u, bias])
+    assert np.abs(layer(x) - h).max() > 0.1

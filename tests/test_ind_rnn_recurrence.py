@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import ind_rnn_recurrence
 from ind_rnn import IndRNN
+from ind_rnn_cell import IndRNNCell
 from ind_rnn_recurrence import CHUNK, LENGTHS
 from pairs import (
     AXES,
@@ -214,10 +215,11 @@ def test_parallel_needs_the_number_of_steps():
      ("relu", 10, False), ("relu", None, False)],
 )  # fmt: skip
 def test_automatic_choice(monkeypatch, activation, time, fits, on_gpu):
-    monkeypatch.setattr(ind_rnn_recurrence, "_on_gpu", lambda: on_gpu)
+    monkeypatch.setattr(ind_rnn_recurrence, "_on_gpu", lambda a: on_gpu)
     activation = keras.activations.get(activation)
+    a = keras.KerasTensor((B, time, N))
     for form, expected in (("auto", fits and on_gpu), ("sequential", False)):
-        found = ind_rnn_recurrence._is_parallel(form, activation, time)
+        found = ind_rnn_recurrence._is_parallel(form, activation, a)
         assert found is expected
 
 
@@ -276,10 +278,12 @@ def test_parts_of_a_batch(monkeypatch, mode, batch, activation, mask):
 def test_number_of_parts(monkeypatch, shape, threads, parts):
     monkeypatch.setattr(ind_rnn_recurrence.os, "cpu_count", lambda: threads)
 
+    a = keras.KerasTensor(shape)
+
     def number(compiled):
         found = []
         tf.function(
-            lambda: found.append(ind_rnn_recurrence._parts(shape)),
+            lambda: found.append(ind_rnn_recurrence._parts(a)),
             jit_compile=compiled,
         )()
         return found[0]
@@ -287,7 +291,7 @@ def test_number_of_parts(monkeypatch, shape, threads, parts):
     assert number(False) == parts
     # One thread is all that there is for a program of XLA's.
     assert number(True) == 0
-    assert ind_rnn_recurrence._parts(shape) == 0  # eagerly
+    assert ind_rnn_recurrence._parts(a) == 0  # eagerly
 
 
 @pytest.mark.parametrize("go_backwards", [False, True])
@@ -321,6 +325,175 @@ def test_a_stream_of_200_lengths_needs_few_programs(monkeypatch, go_backwards):
             assert call(x).shape == (B, time, N)
     assert len(seen) <= 5
     assert {shape[1] for shape in seen} <= set(LENGTHS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("go_backwards", [False, True])
+@pytest.mark.parametrize("mask", [None, "holes"])
+def test_eager_calls_of_many_lengths_need_few_programs(
+    monkeypatch, form, go_backwards, mask
+):
+    """Two lengths have their own, all others share those of powers of two."""
+    monkeypatch.setattr(ind_rnn_recurrence, "_own_lengths", {})
+    lengths = set()
+    names = {"sequential": ("_forward", "_backward")}.get(
+        form, ("_parallel_forward", "_parallel_backward")
+    )
+    for name in names:
+        function = getattr(ind_rnn_recurrence, name)
+
+        def spy(a, *arguments, function=function, **options):
+            lengths.add(a.shape[1])
+            return function(a, *arguments, **options)
+
+        monkeypatch.setattr(ind_rnn_recurrence, name, spy)
+    case = {
+        "mask": mask,
+        "go_backwards": go_backwards,
+        "initial_state": True,
+        "recurrent_dropout": 0.3,
+        "return_sequences": True,
+        "return_state": True,
+        "implementation": form,
+    }
+    fused, loop = pair(case)
+    for time in (20, 3, *range(2, 40, 3)):
+        values = inputs(case, time=time)
+        assert_same(computed(fused, *values), computed(loop, *values))
+    assert lengths <= {20, 3, 16, 32, 64} and {20, 3, 32} <= lengths
+
+
+def test_where_a_layer_runs(monkeypatch):
+    """On a machine with a GPU, a layer may run on the CPU."""
+    monkeypatch.setattr(
+        ind_rnn_recurrence.tf.config,
+        "list_logical_devices",
+        lambda kind: ["a GPU"],
+    )
+    on_gpu, found = ind_rnn_recurrence._on_gpu, []
+
+    @tf.function
+    def call(x):
+        with tf.device("CPU:0"):
+            found.append(on_gpu(x))
+        found.append(on_gpu(x))
+        with tf.device("GPU:0"):
+            found.append(on_gpu(x))
+        return x
+
+    call.get_concrete_function(tf.TensorSpec((2,)))
+    assert found == [False, True, True]
+    with tf.device("CPU:0"):
+        assert not on_gpu(tf.ones(2))
+
+
+class Scaled:
+    """An activation whose slope is that of an object."""
+
+    def __init__(self, slope):
+        self.slope = slope
+
+    def __call__(self, z):
+        return self.slope * z
+
+
+TEMPERATURE = tf.Variable(0.5, dtype="float64")
+# Whose output is no function of z alone.
+IMPURE = {
+    "noise": lambda z: z + tf.random.normal(tf.shape(z), dtype=z.dtype),
+    "Keras' noise": lambda z: keras.random.dropout(z, 0.5),
+    "variable": lambda z: z * tf.cast(TEMPERATURE, z.dtype),
+    "numpy_function": lambda z: tf.ensure_shape(
+        tf.numpy_function(np.tanh, [z], z.dtype), z.shape
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMPURE)
+def test_an_activation_that_is_no_function_takes_keras_loop(name):
+    cell = IndRNNCell(N, activation=IMPURE[name], dtype="float64")
+    assert ind_rnn_recurrence.fused_activation(cell) is None
+    layer = IndRNN(N, activation=IMPURE[name], dtype="float64")
+    assert layer(data(B, T, F)).shape == (B, N)
+
+
+def test_noise_has_the_gradient_of_its_own_draw():
+    """y = a + u h + noise * h: the gradient of a tells which noise it was."""
+    noisy = []
+
+    def activation(z):
+        noise = tf.random.uniform(tf.shape(z), dtype=z.dtype)
+        noisy.append(noise)
+        return z * noise
+
+    layer = IndRNN(
+        N,
+        activation=activation,
+        use_kernel=False,
+        recurrent_initializer="zeros",
+        return_sequences=True,
+        dtype="float64",
+    )
+    x = tf.constant(data(B, T, N))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+    np.testing.assert_allclose(tape.gradient(y, x), y / x, rtol=1e-12)
+
+
+def test_an_outer_tensor_has_its_gradient():
+    x, slope = data(B, T, F), tf.constant(0.7, "float64")
+    layer = IndRNN(N, activation=lambda z: slope * z, dtype="float64")
+    with tf.GradientTape() as tape:
+        tape.watch(slope)
+        loss = tf.reduce_sum(layer(x) ** 2)
+    losses = []
+    for value in (0.7 + 1e-6, 0.7 - 1e-6):
+        other = IndRNN(N, activation=lambda z, v=value: v * z, dtype="float64")
+        other.build(x.shape)
+        other.set_weights(layer.get_weights())
+        losses.append(float(tf.reduce_sum(other(x) ** 2)))
+    expected = (losses[0] - losses[1]) / 2e-6
+    np.testing.assert_allclose(tape.gradient(loss, slope), expected, rtol=1e-5)
+
+
+def test_an_activation_is_traced_once_and_both_passes_see_that():
+    calls, activation = [], Scaled(0.5)
+
+    def counted(z):
+        calls.append(1)
+        return activation(z)
+
+    layer = IndRNN(N, activation=counted, dtype="float64")
+    x = tf.constant(data(B, T, F))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+    activation.slope = 9.0  # between the passes
+    gradient = tape.gradient(y, x)
+    assert calls == [1]
+    other = IndRNN(N, activation=Scaled(0.5), unroll=True, dtype="float64")
+    other.build(x.shape)
+    other.set_weights(layer.get_weights())
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        expected = other(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
+    np.testing.assert_allclose(gradient, tape.gradient(expected, x), rtol=1e-10)
+    layer(x), layer(x[:2])
+    tf.function(layer)(x)
+    assert calls == [1]
+
+
+def test_tracing_an_activation_draws_no_random_numbers():
+    drawn = []
+    for activation in (softsign, lambda z: z + keras.random.normal(z.shape)):
+        keras.utils.set_random_seed(3)
+        keras.random.normal((1,))
+        cell = IndRNNCell(N, activation=activation)
+        ind_rnn_recurrence.fused_activation(cell)
+        drawn.append(float(keras.random.normal((1,))[0]))
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

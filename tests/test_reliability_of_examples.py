@@ -155,6 +155,95 @@ def test_out_inside_a_file(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_second_run_into_the_same_directory(tmp_path, capsys):
+    """It says which process writes there, and touches nothing."""
+    with open(tmp_path / "log", "w+") as log:
+        process = start(tmp_path / "out", 1000, log)
+        while not (tmp_path / "out/history.csv").exists():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        for more in ([], ["--resume"]):
+            argv = [*ADDITION, "--out", tmp_path / "out", *more]
+            code, error = run(addition_rnn, argv, capsys)
+            assert code == 2 and len(error.splitlines()) == 1, error
+            assert f"process {process.pid} is writing there" in error
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+    # Ctrl-C is one line, and the next run goes on.
+    text = (tmp_path / "log").read_text()
+    last = text.splitlines()[-1]
+    assert "Traceback" not in text and last.endswith("with --resume goes on")
+    assert not (tmp_path / "out/lock").exists()
+    done = len(history(tmp_path / "out"))
+    with open(tmp_path / "log", "w+") as log:
+        code = start(tmp_path / "out", done + 1, log).wait()
+    assert code == 0 and len(history(tmp_path / "out")) == done + 1
+
+
+FULL = """
+import resource
+import signal
+import sys
+
+sys.path[:0] = sys.argv[1:3]
+import addition_rnn
+import experiment
+
+write = experiment.write_history
+
+
+def fill(out, history):
+    write(out, history)
+    if len(history) == 2:  # From here on, files end after so many bytes.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+
+experiment.write_history = fill
+sys.exit(experiment.run(addition_rnn.main, sys.argv[3:]))
+"""
+
+
+def test_full_disk(tmp_path):
+    """One line; the last good checkpoint is there, and no part of a file."""
+    out = tmp_path / "out"
+    argv = [*ADDITION, "--steps-per-epoch", "3", "--epochs", "3", "--out", out]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, ROOT, ROOT / "examples", *argv],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "checkpoint.keras cannot be written" in last
+    assert "what was there before is kept" in last
+    assert {path.name for path in out.iterdir()} == {
+        "arguments.json",
+        "checkpoint.keras",
+        "history.csv",
+    }
+    model = keras.models.load_model(out / "checkpoint.keras")
+    assert int(model.optimizer.iterations) == 3
+    with open(tmp_path / "log", "w+") as log:
+        assert start(out, 3, log).wait() == 0
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--seed", str(2**32)], f"--seed: must be at most {2**32 - 1}"),
+        (["--seed", "-1"], "--seed: must be at least 0"),
+        (["--out", ""], "--out: must be a directory"),
+    ],
+)
+def test_bad_arguments_of_all_examples(argv, words, capsys):
+    for example in (addition_rnn, sequential_mnist, language_model):
+        with pytest.raises(SystemExit) as caught:
+            example.main(argv)
+        assert caught.value.code == 2
+        assert words in capsys.readouterr().err
+
+
 class Trap:
     """What, when unpickled, makes a folder."""
 

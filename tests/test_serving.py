@@ -19,7 +19,7 @@ from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN, dilated_rnn
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-from ind_rnn_recurrence import without_xla
+from ind_rnn_recurrence import with_xla
 from pairs import data
 
 B, T, F = 2, 9, 3
@@ -103,6 +103,30 @@ def test_saved_models_and_weights(kind, tmp_path):
     np.testing.assert_array_equal(other(x), expected)
 
 
+def checkpointed(kind, path):
+    """A fresh model of this kind, restored from a checkpoint of `model`."""
+    saved = tf.train.Checkpoint(model(kind)).write(str(path / "saved"))
+    restored = MODELS[kind]()
+    status = tf.train.Checkpoint(restored).read(saved)
+    status.assert_existing_objects_matched()
+    return restored
+
+
+@pytest.mark.parametrize("kind", sorted({*MODELS} - {"RNN"}))
+def test_checkpoints_of_tensorflow(kind, tmp_path):
+    restored = checkpointed(kind, tmp_path)
+    assert len(restored.weights) == len(model(kind).weights)
+    for a, b in zip(restored.weights, model(kind).weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_checkpoints_of_stacked_cells_are_incomplete(tmp_path):
+    """Keras' `StackedRNNCells` holds its cells in a list: see the README."""
+    weights = checkpointed("RNN", tmp_path).weights
+    pairs = zip(weights, model("RNN").weights, strict=True)
+    assert not any(np.array_equal(a, b) for a, b in pairs)
+
+
 def needs_xla(path):
     """Whether a SavedModel has an operation, or a function, of XLA's."""
     saved = saved_model_pb2.SavedModel()
@@ -131,32 +155,87 @@ import tensorflow as tf
 
 for name in os.listdir():
     served = tf.saved_model.load(f"{name}/served")
+    serve = served.signatures["serving_default"]
+    ((argument, _),) = serve.structured_input_signature[1].items()
     for batch in (2, 5):
-        y = served.serve(np.load(f"{name}/x{batch}.npy"))
+        x = tf.constant(np.load(f"{name}/x{batch}.npy"))
+        (y,) = serve(**{argument: x}).values()
         np.save(f"{name}/y{batch}.npy", y)
 assert not {"ind_rnn", "ind_rnn_cell", "dilated_rnn"} & {*sys.modules}
 """
 
 
-def test_exported_models_need_nothing_of_ours(tmp_path):
-    """In a process without this library, with batches of any size."""
+def serve_without_xla(path):
+    """SERVER in a process that ends at its first program of XLA's."""
+    return subprocess.run(
+        [sys.executable, "-c", SERVER],
+        cwd=path,
+        env={**os.environ, "XLA_FLAGS": "--there_is_no_xla"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def archive(model, path):
+    exporter = keras.export.ExportArchive()
+    exporter.track(model)
+    signature = [tf.TensorSpec((None, *model.input_shape[1:]))]
+    exporter.add_endpoint("serve", model.call, signature)
+    exporter.write_out(path, verbose=False)
+
+
+EXPORTS = {
+    "model.export": lambda model, path: model.export(path, verbose=False),
+    "ExportArchive": archive,
+    "tf.saved_model.save": lambda model, path: tf.saved_model.save(
+        model, str(path)
+    ),
+}
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+def test_exported_models_need_neither_xla_nor_ours(export, tmp_path):
+    """In a process without both, with batches of any size."""
     for kind in MODELS:
         path = tmp_path / kind
-        with without_xla():
-            model(kind).export(path / "served", verbose=False)
+        path.mkdir()
+        EXPORTS[export](model(kind), path / "served")
         assert not needs_xla(path / "served"), kind
         for batch in (2, 5):
             np.save(path / f"x{batch}.npy", sequences(batch))
-    subprocess.run([sys.executable, "-c", SERVER], cwd=tmp_path, check=True)
+    done = serve_without_xla(tmp_path)
+    assert not done.returncode, done.stderr
     for kind, batch in itertools.product(MODELS, (2, 5)):
         y = np.load(tmp_path / kind / f"y{batch}.npy")
         same(y, model(kind)(sequences(batch)), kind)
 
 
+@pytest.mark.parametrize("export", EXPORTS)
+def test_export_after_training(export, tmp_path):
+    """What `fit` and `predict` have traced, with XLA, is not in the file."""
+    network, x = sequential(IndRNN(4, name="recur")), sequences()
+    network.compile("sgd", "mse", jit_compile=False)
+    network.fit(x, data(B, 4), verbose=0)
+    expected = network.predict(x, verbose=0)
+    EXPORTS[export](network, tmp_path / "served")
+    assert not needs_xla(tmp_path / "served")
+    served = tf.saved_model.load(tmp_path / "served")
+    (y,) = served.signatures["serving_default"](tf.constant(x)).values()
+    same(y, expected)
+
+
 @pytest.mark.parametrize("kind", ["IndRNN", "DilatedRNN", *sorted(NEVER_XLA)])
-def test_export_without_more_ado(kind, tmp_path):
-    model(kind).export(tmp_path / "served", verbose=False)
-    assert needs_xla(tmp_path / "served") is (kind not in NEVER_XLA)
+def test_export_with_xla_for_a_server_that_has_it(kind, tmp_path):
+    path = tmp_path / kind
+    path.mkdir()
+    with with_xla():
+        model(kind).export(path / "served", verbose=False)
+    assert needs_xla(path / "served") is (kind not in NEVER_XLA)
+    for batch in (2, 5):
+        np.save(path / f"x{batch}.npy", sequences(batch))
+    done = serve_without_xla(tmp_path)
+    assert bool(done.returncode) is (kind not in NEVER_XLA), done.stderr
+    assert ("XLA_FLAGS" in done.stderr) is (kind not in NEVER_XLA)
 
 
 def converted(model, path):
@@ -176,11 +255,21 @@ def converted(model, path):
 )
 def test_litert(kind, tmp_path):
     x = keras.Input((T, F), batch_size=B, name="x")
-    with without_xla():
-        served = converted(
-            keras.Model({"x": x}, model(kind)(x)), tmp_path / "model.tflite"
-        )
+    served = converted(
+        keras.Model({"x": x}, model(kind)(x)), tmp_path / "model.tflite"
+    )
     (y,) = served(x=sequences()).values()
+    same(y, model(kind)(sequences()))
+
+
+@pytest.mark.parametrize("kind", ["IndRNN", "DilatedRNN", "stacked"])
+def test_litert_converter(kind):
+    x = keras.Input((T, F), batch_size=B, name="x")
+    converter = tf.lite.TFLiteConverter.from_keras_model(
+        keras.Model(x, model(kind)(x))
+    )
+    served = Interpreter(model_content=converter.convert())
+    (y,) = served.get_signature_runner()(x=sequences()).values()
     same(y, model(kind)(sequences()))
 
 
@@ -191,8 +280,7 @@ def test_onnx(kind, tmp_path):
     path = str(tmp_path / "model.onnx")
     # Keras exports to ONNX only what has been called.
     expected = {batch: model(kind)(sequences(batch)) for batch in (2, 5)}
-    with without_xla():
-        model(kind).export(path, format="onnx", verbose=False)
+    model(kind).export(path, format="onnx", verbose=False)
     served = pytest.importorskip("onnxruntime").InferenceSession(path)
     (x,) = served.get_inputs()
     for batch, y in expected.items():

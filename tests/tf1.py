@@ -177,6 +177,61 @@ def saver():
     assert (after[0] != saved[0]).any()
 
 
+def one_step(cell, x):
+    return cell(x[:, 0], cell.zero_state(B, tf.float32))[0]
+
+
+def steps(x):
+    return tf.unstack(tf.constant(x), axis=1)
+
+
+LOOPS = {
+    "dynamic_rnn": lambda cell: v1.nn.dynamic_rnn(cell, X, dtype=tf.float32),
+    "static_rnn": lambda cell: v1.nn.static_rnn(
+        cell, steps(X), dtype=tf.float32
+    ),
+    "a call": lambda cell: one_step(cell, X),
+    "MultiRNNCell": lambda cell: v1.nn.dynamic_rnn(
+        v1.nn.rnn_cell.MultiRNNCell([cell]), X, dtype=tf.float32
+    ),
+    "bidirectional": lambda cell: v1.nn.bidirectional_dynamic_rnn(
+        cell, new_cell(), X, dtype=tf.float32
+    ),
+    "scope": lambda cell: scoped(cell),
+}
+
+
+def scoped(cell):
+    with v1.variable_scope("outer"), tf.name_scope("inner"):
+        return v1.nn.dynamic_rnn(cell, X, dtype=tf.float32)
+
+
+def names_of_checkpoints():
+    """The same from every loop, so that each reads the files of all."""
+    expected, path = [f"remembers/{name}:0" for name in NAMES], None
+    with tempfile.TemporaryDirectory() as directory:
+        for loop, build in LOOPS.items():
+            with tf.Graph().as_default(), v1.Session() as session:
+                v1.set_random_seed(len(loop))
+                cell = IndRNNCell(N, recurrent_max_abs=BOUND, name="remembers")
+                build(cell)
+                y = one_step(cell, X)
+                variables = v1.trainable_variables()[:3]
+                assert [v.name for v in variables] == expected, (
+                    loop,
+                    variables,
+                )
+                saver = v1.train.Saver(variables)
+                session.run(v1.global_variables_initializer())
+                if path is None:
+                    path = saver.save(session, os.path.join(directory, "model"))
+                    saved = session.run(y)
+                else:
+                    assert (session.run(y) != saved).any(), loop
+                    saver.restore(session, path)
+                    np.testing.assert_array_equal(session.run(y), saved)
+
+
 def sequence_lengths():
     cell = new_cell()
     found = v1.nn.dynamic_rnn(cell, X, LENGTHS, dtype=tf.float32)
@@ -246,6 +301,7 @@ def graph():
         initial_states,
         optimizers,
         saver,
+        names_of_checkpoints,
         sequence_lengths,
         static_rnn,
         bidirectional_dynamic_rnn,
