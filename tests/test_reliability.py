@@ -79,7 +79,7 @@ def cases(draw):
     return case, mask
 
 
-@examples(8, 900)
+@examples(8, 3000)
 @given(cases())
 def test_fused_equals_the_loop(drawn):
     case, mask = drawn
