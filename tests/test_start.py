@@ -223,7 +223,7 @@ def test_no_positive_neuron_amplifies_a_constant():
 
 
 def test_the_first_epoch_on_a_slow_series():
-    """Where the uniform start explodes."""
+    """Where the uniform start has a loss of 10,000 and more."""
     t = np.arange(120) / 60
     phase = np.random.default_rng(7).uniform(0, 6, (256, 1))
     x = (1 + np.sin(t + phase)).astype("float32")[:, :, None]
@@ -238,7 +238,7 @@ def test_the_first_epoch_on_a_slow_series():
         )
         model.compile("adam", "mse")
         losses.append(model.fit(x, y, verbose=0).history["loss"][0])
-    assert losses[0] < 2 and losses[1] > 20
+    assert losses[0] < 2 and losses[1] > 10_000
 
 
 def test_both_directions_differ():
