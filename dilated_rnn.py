@@ -810,16 +810,21 @@ def _time_mask(mask, sequences):
     expected = tuple(sequences.shape[:2])
     if len(mask.shape) == 3 and mask.shape[2] == 1:
         mask = mask[:, :, 0]
-    if len(mask.shape) != 2 or any(
-        None not in sizes and sizes[0] != sizes[1]
-        for sizes in zip(mask.shape, expected, strict=True)
-    ):
+    if not _fits(mask.shape, expected):
         raise ValueError(
             f"`mask` must have shape (batch, time), here {expected}, got "
             f"{tuple(mask.shape)}"
         )
     # A size unknown until now must not be broadcast.
     return ops.cast(ops.reshape(mask, ops.shape(sequences)[:2]), "bool")
+
+
+def _fits(shape, expected):
+    """Whether a shape may be the expected one, as far as both are known."""
+    return len(shape) == len(expected) and all(
+        None in pair or pair[0] == pair[1]
+        for pair in zip(shape, expected, strict=True)
+    )
 
 
 def _least(a, b):

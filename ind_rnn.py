@@ -8,7 +8,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from ind_rnn_cell import IndRNNCell, _check_bools, _check_known
+from ind_rnn_cell import (
+    IndRNNCell,
+    _check_bools,
+    _check_known,
+    _check_state,
+    _fits,
+)
 from ind_rnn_recurrence import fused_activation, recurrence
 
 
@@ -221,7 +227,13 @@ class IndRNN(keras.layers.RNN):
                 "`sequences` must have at least one time step, got shape "
                 f"{tuple(sequences.shape)}"
             )
-        self._check_state(initial_state, sequences.shape[0])
+        name = "`initial_state`"
+        if initial_state is None and self.stateful:
+            name, initial_state = "The state of a stateful layer", self.states
+        if initial_state is not None:
+            _check_state(
+                name, initial_state, self.units, "sequences", sequences
+            )
         return super().call(
             # Integers, as in LSTM
             ops.cast(sequences, self.compute_dtype),
@@ -229,21 +241,6 @@ class IndRNN(keras.layers.RNN):
             mask=_time_mask(mask, sequences),
             training=training,
         )
-
-    def _check_state(self, initial_state, batch):
-        """A state of another batch would be broadcast."""
-        name = "`initial_state`"
-        if initial_state is None:
-            if not self.stateful or self.states is None:
-                return
-            name, initial_state = "The state of a stateful layer", self.states
-        states = keras.tree.flatten(initial_state)
-        shapes = [tuple(np.shape(state)) for state in states]
-        if len(shapes) != 1 or not _fits(shapes[0], (batch, self.units)):
-            raise ValueError(
-                f"{name} must be one tensor of shape (batch, {self.units}) "
-                f"with the batch of `sequences`, {batch}; got {shapes}"
-            )
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
@@ -299,14 +296,6 @@ class IndRNN(keras.layers.RNN):
         return layer
 
 
-def _fits(shape, expected):
-    """Whether a shape may be the expected one, as far as both are known."""
-    return len(shape) == len(expected) and all(
-        None in pair or pair[0] == pair[1]
-        for pair in zip(shape, expected, strict=True)
-    )
-
-
 def _time_mask(mask, sequences):
     """A mask as bools of shape (B, T), or None. As in dilated_rnn.py."""
     if isinstance(mask, (list, tuple)):
@@ -320,10 +309,7 @@ def _time_mask(mask, sequences):
     expected = tuple(sequences.shape[:2])
     if len(mask.shape) == 3 and mask.shape[2] == 1:
         mask = mask[:, :, 0]
-    if len(mask.shape) != 2 or any(
-        None not in sizes and sizes[0] != sizes[1]
-        for sizes in zip(mask.shape, expected, strict=True)
-    ):
+    if not _fits(mask.shape, expected):
         raise ValueError(
             f"`mask` must have shape (batch, time), here {expected}, got "
             f"{tuple(mask.shape)}"

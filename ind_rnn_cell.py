@@ -18,6 +18,8 @@ if keras.backend.backend() == "tensorflow":
 else:
     tf = None
 
+__version__ = "1.0.0"
+
 # What initial weights count with where the number of time steps is not known.
 UNKNOWN_TIME_STEPS = 1000
 
@@ -55,7 +57,10 @@ class RecurrentBound(keras.constraints.Constraint):
     def __call__(self, w):
         w = ops.convert_to_tensor(w)
         if self.recurrent_max_abs is not None:
-            w = ops.clip(w, -self.recurrent_max_abs, self.recurrent_max_abs)
+            # Not `ops.clip`, of which old XLA (TensorFlow 2.20) makes NaN a
+            # number.
+            bound = self.recurrent_max_abs
+            w = ops.where(ops.abs(w) > bound, bound * ops.sign(w), w)
         if self.recurrent_min_abs > 0:
             sign = ops.where(w < 0, -ops.ones_like(w), ops.ones_like(w))
             w = sign * ops.maximum(ops.abs(w), self.recurrent_min_abs)
@@ -468,14 +473,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         self._check_input(inputs.shape)
         inputs = ops.cast(inputs, self.compute_dtype)  # integers, as in LSTM
         h = states[0] if isinstance(states, (list, tuple)) else states
-        if tuple(h.shape[1:]) != (self.units,) or (
-            None not in (inputs.shape[0], h.shape[0])
-            and inputs.shape[0] != h.shape[0]
-        ):
-            raise ValueError(
-                f"`states` must have shape (batch, {self.units}) with the "
-                f"batch of `inputs`, {inputs.shape[0]}; got {tuple(h.shape)}"
-            )
+        _check_state("`states`", states, self.units, "inputs", inputs)
         if training and self.recurrent_dropout > 0:
             h = h * self.get_recurrent_dropout_mask(h)
         if training and self.dropout > 0:
@@ -592,3 +590,25 @@ def _check_known(get, **arguments):
                 f"`{name}` must be None, a callable, or the name or config of "
                 f"one that Keras knows, got {identifier!r}: {error}"
             ) from error
+
+
+def _check_state(name, states, units, name_of_inputs, inputs):
+    """A state of another size would be broadcast."""
+    batch = inputs.shape[0]
+    shapes = [
+        tuple(getattr(state, "shape", ()))
+        for state in keras.tree.flatten(states)
+    ]
+    if len(shapes) != 1 or not _fits(shapes[0], (batch, units)):
+        raise ValueError(
+            f"{name} must be one tensor of shape (batch, {units}) with the "
+            f"batch of `{name_of_inputs}`, {batch}; got {shapes}"
+        )
+
+
+def _fits(shape, expected):
+    """Whether a shape may be the expected one, as far as both are known."""
+    return len(shape) == len(expected) and all(
+        None in pair or pair[0] == pair[1]
+        for pair in zip(shape, expected, strict=True)
+    )

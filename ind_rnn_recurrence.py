@@ -606,7 +606,7 @@ def _factor(u, dropout, activation):
 def _apply(f, h):
     m, s, *bounds = f
     h = s + m * h
-    return ops.clip(h, *bounds) if bounds else h
+    return _clip(h, *bounds) if bounds else h
 
 
 def _compose(g, f):
@@ -614,18 +614,22 @@ def _compose(g, f):
     m, s = _finite(g[0] * f[0]), g[1] + g[0] * f[1]
     if len(f) == 2:
         return m, s
-    low = ops.clip(g[1] + g[0] * f[2], *g[2:])
+    low = _clip(g[1] + g[0] * f[2], *g[2:])
     high = ops.where(g[0] == 0, ops.zeros_like(g[0]), g[0] * f[3])
-    high = ops.clip(g[1] + high, *g[2:])
+    high = _clip(g[1] + high, *g[2:])
     low, high = ops.minimum(low, high), ops.maximum(low, high)
     # What overflows is infinite, to be seen, unless a bound holds it back.
-    s = ops.maximum(s, -_largest(s))
-    s = ops.minimum(s, ops.where(high < np.inf, _largest(s), np.inf))
-    return m, s, low, high
+    most = ops.where(high < np.inf, _largest(s), np.inf)
+    return m, _clip(s, -_largest(s), most), low, high
+
+
+def _clip(x, low, high):
+    """As `ops.clip`, of which old XLA (TensorFlow 2.20) makes NaN a number."""
+    return ops.where(x < low, low, ops.where(x > high, high, x))
 
 
 def _finite(x):
-    return ops.clip(x, -_largest(x), _largest(x))
+    return _clip(x, -_largest(x), _largest(x))
 
 
 def _largest(x):

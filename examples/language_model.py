@@ -59,7 +59,7 @@ def network(args, symbols, batch_size):
 
     One matrix embeds the symbols and scores the next ones ("tied weights").
     """
-    tied = keras.layers.ReversibleEmbedding(symbols, args.embedding)
+    tied = TiedEmbedding(symbols, args.embedding)
     indices = keras.Input((None,), batch_size=batch_size, dtype="int32")
     x = tied(indices)
     if args.embedding_dropout:
@@ -114,6 +114,28 @@ def recurrent_layers(args, batch_size):
 def same_mask_dropout(rate):
     """Dropout with one mask for all steps of a segment."""
     return keras.layers.Dropout(rate, noise_shape=(None, 1, None))
+
+
+# Keras has one of its own, ReversibleEmbedding, from 3.14 on.
+@keras.saving.register_keras_serializable(package="language_model")
+class TiedEmbedding(keras.layers.Embedding):
+    """An embedding whose matrix scores the next symbols too.
+
+    From indices (B, T) to (B, T, E), and with `reverse=True` from (B, T, E) to
+    logits (B, T, symbols).
+    """
+
+    def call(self, inputs, reverse=False):
+        if not reverse:
+            return super().call(inputs)
+        matrix = ops.cast(self.embeddings, self.compute_dtype)
+        return ops.matmul(inputs, ops.transpose(matrix))
+
+    def compute_output_spec(self, inputs, reverse=False):
+        shape = (*inputs.shape, self.output_dim)
+        if reverse:
+            shape = (*inputs.shape[:-1], self.input_dim)
+        return keras.KerasTensor(shape, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable(package="language_model")

@@ -5,8 +5,10 @@ import itertools
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import ops
+from packaging.version import Version
 
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
@@ -23,6 +25,14 @@ TOLERANCE = {
 @keras.saving.register_keras_serializable(package="tests")
 def softsign(z):
     return z / (1 + abs(z))
+
+
+def since_keras(version, reason, raises=AssertionError):
+    """What older versions of Keras get wrong by themselves: they must fail."""
+    old = Version(keras.__version__) < Version(version)
+    return pytest.mark.xfail(
+        old, reason=f"Keras < {version} {reason}", raises=raises, strict=True
+    )
 
 
 AXES = {
@@ -153,6 +163,14 @@ def inputs(case, batch=B, time=T):
         None if value is None else tf.constant(value, kind)
         for value, kind in ((x, dtype), (h, dtype), (mask, "bool"))
     ]
+
+
+def activity_loss(l2, y):
+    """That of an output; not every Keras divides it by the batch."""
+    layer = keras.layers.ActivityRegularization(l2=l2)
+    layer(y)
+    (loss,) = layer.losses
+    return loss
 
 
 def weighted(y):

@@ -22,7 +22,7 @@ from keras.src import testing
 from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-from pairs import assert_every_pair, data, masked, weighted
+from pairs import activity_loss, assert_every_pair, data, masked, weighted
 
 B, F, N = 3, 2, 4
 
@@ -520,7 +520,7 @@ def test_saved_and_cloned_models_predict_the_same(kind, tmp_path):
     for each in (loaded, clone):
         np.testing.assert_array_equal(each(x), expected)
         (loss,) = each.losses
-        target = 0.25 * np.sum(np.square(expected)) / B
+        target = activity_loss(0.25, expected)
         np.testing.assert_allclose(loss, target, rtol=1e-5)
         assert [type(cell) for cell in each.layers[0].cells] == [
             type(cell) for cell in model.layers[0].cells

@@ -63,7 +63,6 @@ def check_weights_of_pytorch(
 
 
 def test_tf1_snippet_runs():
-    pytest.importorskip("tf_keras")
     (snippet,) = blocks("python tf1")
     check = "\nassert output.shape == (2, 784, 128) and len(state) == 2\n"
     subprocess.run(
@@ -91,10 +90,11 @@ def test_pictures_exist():
     assert pictures and all((ROOT / path).exists() for path in pictures)
 
 
-def test_what_two_files_share_is_the_same():
+@pytest.mark.parametrize("name", ["_time_mask", "_fits"])
+def test_what_two_files_share_is_the_same(name):
     """A file that is copied alone has its own."""
     here, there = (
-        inspect.getsource(module._time_mask).replace(other, "the other file")
+        inspect.getsource(getattr(module, name)).replace(other, "the other")
         for module, other in (
             (ind_rnn, "dilated_rnn.py"),
             (dilated_rnn, "ind_rnn.py"),

@@ -18,6 +18,7 @@ from pairs import (
     F,
     N,
     T,
+    activity_loss,
     assert_same,
     compiled,
     computed,
@@ -25,6 +26,7 @@ from pairs import (
     inputs,
     masked,
     pair,
+    since_keras,
     softsign,
     weighted,
 )
@@ -225,7 +227,12 @@ def small_model(options):
             "recurrent_dropout": 0.2,
         },
         lambda: {"recurrent_min_abs": 0.2, "recurrent_max_abs": 0.9},
-        lambda: {"activation": keras.layers.PReLU("ones")},
+        pytest.param(
+            lambda: {"activation": keras.layers.PReLU("ones")},
+            marks=since_keras(
+                "3.10", "cannot load a layer as activation", ValueError
+            ),
+        ),
     ],
 )
 def test_saved_and_cloned_models_predict_the_same(options, tmp_path):
@@ -287,9 +294,8 @@ def test_activity_regularizer_survives_saving(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for each in (model, loaded):
         y = each(x)
-        assert len(each.losses) == 1
-        expected = 0.25 * np.sum(y.numpy() ** 2) / B
-        np.testing.assert_allclose(each.losses[0], expected, rtol=1e-5)
+        (loss,) = each.losses
+        np.testing.assert_allclose(loss, activity_loss(0.25, y), rtol=1e-5)
 
 
 def test_activation_with_weights():

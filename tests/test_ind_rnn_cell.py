@@ -276,6 +276,15 @@ def test_bound_leaves_no_trace_inside(low, high):
     np.testing.assert_array_equal(tape.gradient(y, v), np.ones(4))
 
 
+@pytest.mark.parametrize("low, high", LIMITS)
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_bound_hides_no_nan(low, high, jit_compile):
+    bound = tf.function(RecurrentBound(low, high), jit_compile=jit_compile)
+    w = tf.constant([np.nan, -np.inf, np.inf])
+    expected = [np.nan, *bounded(np.array([-np.inf, np.inf]), low, high)]
+    np.testing.assert_array_equal(bound(w), np.float32(expected))
+
+
 def optimizer_named(name):
     if name == "LossScaleOptimizer":
         return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))

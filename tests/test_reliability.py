@@ -1,10 +1,12 @@
 """Nothing breaks: random cases, extreme numbers, several threads, memory.
 
 The random cases are few, and always the same. With LONG=1 in the environment
-they are thousands, new ones every time, and memory is watched ten times as
-long:
+they are hundreds, new ones every time, and memory is watched ten times as long:
 
     LONG=1 python -m pytest -n 2 tests/test_reliability.py
+
+Thousands are several runs, for a process can have some 10,000 programs of
+XLA's: Linux allows it 65,530 memory maps, and each program takes six.
 """
 
 import inspect
@@ -66,9 +68,13 @@ def cases(draw):
         "bound": draw(st.sampled_from([None, 1.0, 2 ** (1 / 40)])),
     }
     if case["dtype"] == "mixed_float16":
-        # Rounding adds up, and decides what ReLU lets pass.
+        # Rounding adds up, grows with |u|, and decides what ReLU lets pass.
         case["time"] = min(case["time"], 8)
+        case["bound"] = case["bound"] or 1.0
         case["activation"] = "tanh"
+    if case["dtype"] == "float32" and case["bound"] is None:
+        # Weights of 1.3 make rounding grow too: 27,000-fold over 40 steps.
+        case["time"] = min(case["time"], 12)
     if case["activation"] in ("relu", "linear") and case["mode"] != "unknown":
         case["implementation"] = draw(st.sampled_from(FORMS))
     if case["mode"] == "jit":
@@ -79,7 +85,7 @@ def cases(draw):
     return case, mask
 
 
-@examples(8, 3000)
+@examples(8, 600)
 @given(cases())
 def test_fused_equals_the_loop(drawn):
     case, mask = drawn
@@ -539,6 +545,7 @@ import os, sys
 
 import keras
 import numpy as np
+import tensorflow as tf
 from ind_rnn import IndRNN
 
 model = keras.Sequential(
@@ -562,12 +569,18 @@ def predict(length):
     model.predict(rng.normal(size=(8, length, 3)), verbose=0)
 
 
+def differentiate(length):
+    with tf.GradientTape() as tape:
+        y = model(rng.normal(size=(8, length, 3)).astype("float32"))
+    tape.gradient(y, model.trainable_variables)
+
+
 def megabytes():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-for step, count in ((train, sys.argv[1]), (predict, sys.argv[2])):
+for step, count in zip((train, predict, differentiate), sys.argv[1:]):
     for length in (200, 100, 50, 30, 10, 1, 2) * 2:
         step(length)
     start = megabytes()
@@ -582,7 +595,7 @@ for step, count in ((train, sys.argv[1]), (predict, sys.argv[2])):
 )
 def test_memory_does_not_grow():
     """Streams of lengths from 1 to 200; with LONG, 1,000 of them."""
-    counts = ["1000", "1000"] if LONG else ["100", "15"]
+    counts = ["1000"] * 3 if LONG else ["100", "15", "15"]
     printed = subprocess.run(
         [sys.executable, "-c", MEMORY, *counts],
         capture_output=True,
@@ -590,7 +603,8 @@ def test_memory_does_not_grow():
         text=True,
     ).stdout
     print(printed)
-    lines = printed.splitlines()[-2:]
-    for line, name in zip(lines, ("train", "predict"), strict=True):
+    names = "train", "predict", "differentiate"
+    lines = printed.splitlines()[-3:]
+    for line, name in zip(lines, names, strict=True):
         kind, start, end = line.split()
         assert kind == name and float(end) < 1.05 * float(start)

@@ -1,16 +1,11 @@
 """The 2018 way: `tests/tf1.py` in processes of its own."""
 
-import importlib.util
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tf_keras") is None, reason="needs tf_keras"
-)
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])

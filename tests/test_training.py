@@ -1,7 +1,6 @@
 """Training in Keras' ways: mixed precision, accumulation, EMA, callbacks."""
 
 import functools
-import importlib.util
 import shutil
 
 import keras
@@ -249,9 +248,6 @@ def test_backup_and_restore(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorboard") is None, reason="needs tensorboard"
-)
 def test_tensorboard(tmp_path):
     board = keras.callbacks.TensorBoard(tmp_path, histogram_freq=1)
     fit(network("stacked"), epochs=1, callbacks=[board])
@@ -271,9 +267,6 @@ def test_summary(capsys):
     assert "dilated_rnn" in printed and "Total params" in printed
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("pydot") is None, reason="needs pydot"
-)
 def test_plot_model(tmp_path):
     options = {"show_shapes": True, "expand_nested": True}
     graph = keras.utils.model_to_dot(network("stacked"), **options).to_string()
