@@ -179,13 +179,14 @@ def resume(args, strategy, checkpoint):
     return history
 
 
-def train(args, out, strategy):
+def train(args, out, strategy, interrupt):
     """Train for `args.epochs` epochs, with a checkpoint after each.
 
     Arguments:
         args: The parsed arguments.
         out: The path where this worker writes.
         strategy: The tf.distribute.Strategy.
+        interrupt: An `experiment.Interrupt`.
 
     Returns:
         The history: a list with one dict for each epoch.
@@ -217,9 +218,10 @@ def train(args, out, strategy):
     train_step, test_step = loop(strategy, model)
     start = time.perf_counter() - (history[-1]["seconds"] if history else 0)
     for epoch in range(len(history), args.epochs):
-        losses = [
-            train_step(*next(batches)) for _ in range(args.steps_per_epoch)
-        ]
+        losses = []
+        for _ in range(args.steps_per_epoch):
+            losses.append(train_step(*next(batches)))
+            interrupt.stop_if_asked()
         errors = [test_step(*next(tests)) for _ in range(TEST_BATCHES)]
         history.append(
             {
@@ -257,8 +259,8 @@ def main(argv=None):
         # All workers take part in writing; what the first one writes is kept.
         out = pathlib.Path(args.out if first else elsewhere)
         try:
-            with experiment.locked(out):
-                history = train(args, out, strategy)
+            with experiment.locked(out), experiment.Interrupt() as interrupt:
+                history = train(args, out, strategy, interrupt)
         except tf.errors.UnavailableError as error:
             raise experiment.UserError(
                 "another worker has ended: start all again, with --resume"

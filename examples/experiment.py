@@ -252,6 +252,33 @@ def run(main, argv):
     return code
 
 
+class Interrupt(keras.callbacks.Callback):
+    """Within it, Ctrl-C waits for the end of a batch; a second one does not.
+
+    In the midst of one, TensorFlow may swallow it.
+    """
+
+    asked = False
+
+    def __enter__(self):
+        self.before = signal.signal(signal.SIGINT, self.ask)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGINT, self.before)
+
+    def ask(self, number, frame):
+        if self.asked:
+            self.before(number, frame)
+        self.asked = True
+
+    def stop_if_asked(self, *_, **__):
+        if self.asked:
+            self.before(signal.SIGINT, None)
+
+    on_train_batch_end = on_test_batch_end = stop_if_asked
+
+
 def shuffled(count, batch_size, *entropy):
     """(epoch, step) -> the indices of a batch, shuffled anew in each epoch."""
 
@@ -322,7 +349,7 @@ def train(
         The model, and its history: a list with one dict for each epoch.
     """
     out = pathlib.Path(args.out)
-    with locked(out):
+    with locked(out), Interrupt() as interrupt:
         model, history = None, []
         if args.resume:
             model, history = _resume(out, build, vars(args), afterwards)
@@ -342,6 +369,7 @@ def train(
                 verbose=1 if sys.stdout.isatty() else 2,
                 callbacks=[
                     keras.callbacks.TerminateOnNaN(),
+                    interrupt,
                     *callbacks(history),
                 ],
                 **fit_options,
