@@ -1,6 +1,7 @@
 """What the tests of IndRNN share: cases, data, and pairs of equal layers."""
 
 import functools
+import importlib.metadata
 import itertools
 
 import keras
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
-from packaging.version import Version
+from packaging.requirements import Requirement
 
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
@@ -27,11 +28,15 @@ def softsign(z):
     return z / (1 + abs(z))
 
 
-def since_keras(version, reason, raises=AssertionError):
-    """What older versions of Keras get wrong by themselves: they must fail."""
-    old = Version(keras.__version__) < Version(version)
+def fails_on(requirement, reason, raises=AssertionError):
+    """What versions like "keras<3.15" get wrong by themselves: it must fail."""
+    requirement = Requirement(requirement)
+    found = importlib.metadata.version(requirement.name)
     return pytest.mark.xfail(
-        old, reason=f"Keras < {version} {reason}", raises=raises, strict=True
+        requirement.specifier.contains(found, prereleases=True),
+        reason=f"{requirement}: {reason}",
+        raises=raises,
+        strict=True,
     )
 
 

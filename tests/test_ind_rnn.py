@@ -23,10 +23,10 @@ from pairs import (
     compiled,
     computed,
     data,
+    fails_on,
     inputs,
     masked,
     pair,
-    since_keras,
     softsign,
     weighted,
 )
@@ -229,8 +229,8 @@ def small_model(options):
         lambda: {"recurrent_min_abs": 0.2, "recurrent_max_abs": 0.9},
         pytest.param(
             lambda: {"activation": keras.layers.PReLU("ones")},
-            marks=since_keras(
-                "3.10", "cannot load a layer as activation", ValueError
+            marks=fails_on(
+                "keras<3.10", "cannot load a layer as activation", ValueError
             ),
         ),
     ],

@@ -10,12 +10,16 @@ import tensorflow as tf
 from keras import ops
 
 from ind_rnn_cell import IndRNNCell, RecurrentBound
-from pairs import CELL_OPTIONS
+from pairs import CELL_OPTIONS, fails_on
 
 B, T, F, N = 2, 4, 3, 4
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6}
+OF_KERAS_3_10 = {
+    "LossScaleOptimizer": fails_on("keras==3.10.*", "never moves"),
+    "Muon": fails_on("keras==3.10.*", "reads `path`", AttributeError),
+}
 OPTIMIZERS = [
-    name
+    pytest.param(name, marks=OF_KERAS_3_10.get(name, ()))
     for name, cls in vars(keras.optimizers).items()
     if isinstance(cls, type)
     and issubclass(cls, keras.optimizers.Optimizer)

@@ -22,6 +22,7 @@ from pairs import (
     compiled,
     computed,
     data,
+    fails_on,
     inputs,
     pair,
     softsign,
@@ -38,8 +39,14 @@ FORMS = ("sequential", "parallel")
     "activation",
     [keras.activations.relu, keras.activations.linear, softsign],
 )
-def test_loops_copy_no_whole_array(activation, dtype, backwards, masked):
+def test_loops_copy_no_whole_array(
+    activation, dtype, backwards, masked, request
+):
     """One copy of (B, T, N) a step would make the time quadratic in T."""
+    if activation is softsign and dtype == "bfloat16" and not masked:
+        request.applymarker(
+            fails_on("tensorflow<2.21", "XLA converts the array in each step")
+        )
     x, u, h0 = (tf.ones(s, dtype) for s in ((B, T, N), (N,), (B, N)))
     kept = () if activation in ind_rnn_recurrence._PULLBACKS else (x,)
     for function, arguments in (

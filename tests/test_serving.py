@@ -21,7 +21,7 @@ from dilated_rnn import DilatedRNN, dilated_rnn
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
 from ind_rnn_recurrence import with_xla
-from pairs import data, since_keras
+from pairs import data, fails_on
 
 B, T, F = 2, 9, 3
 
@@ -90,8 +90,6 @@ def same(actual, expected, name="", atol=1e-6):
 
 
 @every_kind
-# Keras 3.10 warns of every model that it has loaded.
-@pytest.mark.filterwarnings("ignore:Exception encountered when calling Func")
 def test_saved_models_and_weights(kind, tmp_path):
     x, path = sequences(), tmp_path / "model.weights.h5"
     expected = model(kind)(x)
@@ -276,8 +274,8 @@ def test_litert(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["IndRNN", "DilatedRNN", "stacked"])
-@since_keras(
-    "3.15",
+@fails_on(
+    "keras<3.15",
     'has no `format="litert"`, or one with operations of Flex',
     raises=(RuntimeError, ValueError),
 )

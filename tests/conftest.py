@@ -1,0 +1,12 @@
+"""Warnings are errors, but for one that an old Keras is wrong about."""
+
+import importlib.metadata
+
+
+def pytest_configure(config):
+    if importlib.metadata.version("keras").startswith("3.10."):
+        # It warns of every functional model that it has loaded.
+        config.addinivalue_line(
+            "filterwarnings",
+            "ignore:(?s).*structure of `inputs` doesn't match:UserWarning",
+        )
