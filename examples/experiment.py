@@ -501,8 +501,14 @@ def _resume(out, build, arguments, afterwards):
     try:
         model = keras.models.load_model(checkpoint)
     except (
-        OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile
-    ) as error:  # fmt: skip
+        OSError,
+        EOFError,
+        KeyError,
+        RuntimeError,  # h5py's, of a damaged file
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(f"{out} cannot be resumed: {error}") from error
     if _kind(model) != _kind(build()):
         raise UserError(
