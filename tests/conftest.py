@@ -1,6 +1,9 @@
 """Warnings are errors, but for one that an old Keras is wrong about."""
 
 import importlib.metadata
+import random
+
+import pytest
 
 
 def pytest_configure(config):
@@ -10,3 +13,9 @@ def pytest_configure(config):
             "filterwarnings",
             "ignore:(?s).*structure of `inputs` doesn't match:UserWarning",
         )
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same weights each time: Keras draws its seeds from `random`."""
+    random.seed(0)

@@ -152,6 +152,7 @@ def test_which_backends_have_the_fused_recurrence():
     assert found is (keras.activations.relu if fused else None)
 
 
+@pytest.mark.slow
 def test_on_jax():
     options = ["-q", "-n", "0", "-k", "not on_jax"]
     result = subprocess.run(

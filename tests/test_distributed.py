@@ -29,6 +29,7 @@ def environment(**variables):
     }
 
 
+@pytest.mark.slow
 def test_on_two_devices():
     """`tests/two_devices.py` in a process of its own."""
     result = subprocess.run(
@@ -115,6 +116,7 @@ def workers(tmp_path, argv, dying=None):
     return codes, errors, paths
 
 
+@pytest.mark.slow
 def test_killed_workers_resume_to_the_end_of_one(tmp_path):
     """The first one dies while writing its second checkpoint."""
     alone, out = tmp_path / "alone", tmp_path / "out"

@@ -245,7 +245,10 @@ def test_mnist_with_a_dilated_network(cell, tmp_path, mnist):
     assert error == pytest.approx(mnist_error(tmp_path, mnist), abs=1e-6)
 
 
-@pytest.mark.parametrize("model", ["stacked", "residual", "dense"])
+@pytest.mark.parametrize(
+    "model",
+    ["stacked", "residual", pytest.param("dense", marks=pytest.mark.slow)],
+)
 def test_mnist_with_a_deep_network(model, tmp_path, mnist):
     small = ["--blocks", "1", "--growth", "2", "--block-sizes", "2", "1"]
     argv = [*mnist, *small, "--model", model, "--dropout", "0.1"]

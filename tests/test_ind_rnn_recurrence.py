@@ -100,7 +100,9 @@ def test_parallel_equals_the_loop(time, activation, number):
     assert_same(computed(parallel, *values), computed(loop, *values))
 
 
-@pytest.mark.parametrize("time", [1000, 20_000])
+@pytest.mark.parametrize(
+    "time", [1000, pytest.param(20_000, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("activation", ["relu", "linear"])
 @pytest.mark.parametrize("mask", [None, "holes"])
 def test_long_sequences(time, activation, mask):

@@ -52,6 +52,7 @@ def start(out, epochs, log):
     )
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_alike(tmp_path):
     """SIGKILL, after a random number of epochs and part of another one."""
     epochs = 4 * KILLS

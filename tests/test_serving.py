@@ -67,13 +67,17 @@ NEVER_XLA = {"RNN", "dilated_rnn"}
 every_kind = pytest.mark.parametrize("kind", MODELS)
 
 
-@functools.cache
-def model(kind):
-    result = MODELS[kind]()
-    for i, w in enumerate(result.weights):
+def fill(weights):
+    for i, w in enumerate(weights):
         value = data(*w.shape, phase=i, scale=0.7)
         positive = w.name in ("moving_variance", "trained")
         w.assign(abs(value) if positive else value)
+
+
+@functools.cache
+def model(kind):
+    result = MODELS[kind]()
+    fill(result.weights)
     return result
 
 
@@ -194,6 +198,7 @@ EXPORTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export", EXPORTS)
 def test_exported_models_need_neither_xla_nor_ours(export, tmp_path):
     """In a process without both, with batches of any size."""
@@ -359,6 +364,8 @@ def dilated():
         return_sequences=True,
         return_state=True,
     )
+    layer.build((1, T, F))
+    fill(layer.weights)
     return lambda x: layer(x)[0], step_of_dilated(layer)
 
 
