@@ -20,6 +20,12 @@ from ind_rnn_cell import (
     _integer,
     _number,
 )
+from ind_rnn_normalization import (
+    BatchNormalization,
+    LayerNormalization,
+    RMSNormalization,
+    TimeStepBatchNormalization,
+)
 
 
 def stacked_ind_rnn(
@@ -36,8 +42,8 @@ def stacked_ind_rnn(
         num_layers times:
             x = dropout(recur(dense(x, units)))
 
-    where `recur` is an IndRNN over projected inputs, and batch normalization
-    after or before it. Source: arXiv 1803.04831, section 4 and figure 2a.
+    where `recur` is an IndRNN over projected inputs, and a normalization after
+    or before it. Source: arXiv 1803.04831, section 4 and figure 2a.
 
     Arguments:
         input_shape: (T, F); T may be None.
@@ -54,19 +60,23 @@ def stacked_ind_rnn(
                 T is None, or None for no bound. Default: "auto".
             recurrent_initializer: Of recurrent weights. Default: None,
                 uniform over [-bound / 3, bound], where no bound counts as 1;
-                without batch normalization, `TimeConstants` up to T.
+                without normalization, `TimeConstants` up to T.
             long_memory: Whether the recurrent weights of the last layer start
                 near 1, uniform over [1 / bound, bound], rather than as all
                 others. Default: False.
-            batch_normalization: "after" or "before" the activation, or None.
+            normalization: "batch", "layer" (of the features of a step), "rms"
+                (the same, without a mean), or None. Default: "batch".
+            place: Of the normalization, "after" or "before" the recurrence.
                 Default: "after".
-            max_steps: With a number, statistics belong to time steps, counted
-                from 0 in every call, up to so many
+            max_steps: With a number, statistics of batch normalization belong
+                to time steps, counted from 0 in every call, up to so many
                 (`TimeStepBatchNormalization`). Default: None, over all steps.
+            batch_normalization: "after", "before" or None: one argument in
+                place of `normalization` and `place`, kept for older code.
             recurrent_regularizer: Say, a `RecurrentPenalty`, with which
                 `recurrent_max_abs` may be None. Default: None.
             kernel_initializer: Of dense layers. Default: "he_normal". Without
-                batch normalization, and with the default recurrent weights,
+                normalization, and with the default recurrent weights,
                 `UnitGain` divides their columns by the gain of the neurons
                 that they feed.
             weight_decay: w, adds w / 2 times the sum of squares of the dense
@@ -228,15 +238,37 @@ def dense_ind_rnn(
 def _network(function, input_shape, options):
     """A `_Network` with the options of one of the functions above."""
     shared = [*inspect.signature(_Network).parameters][2:]
-    own = [*inspect.signature(function).parameters]
+    own = [*inspect.signature(function).parameters, "batch_normalization"]
     for name in options:
-        if name not in shared:
+        if name not in (*shared, "batch_normalization"):
             near = difflib.get_close_matches(name, own + shared, 1)
             hint = f", did you mean `{near[0]}`?" if near else ""
             raise TypeError(
                 f"`{name}` is no argument of {function.__name__}{hint}"
             )
+    if "batch_normalization" in options:
+        options = {**options, **_of_batch_normalization(options)}
+        del options["batch_normalization"]
     return _Network(input_shape, function.__name__, **options)
+
+
+def _of_batch_normalization(options):
+    """What the old argument means in the words of the new ones."""
+    place = options["batch_normalization"]
+    if place not in ("after", "before", None):
+        raise ValueError(
+            '`batch_normalization` must be "after", "before" or None, got '
+            f"{place!r}"
+        )
+    for name in ("normalization", "place"):
+        if name in options:
+            raise ValueError(
+                f"`batch_normalization` stands in place of `{name}`: give one "
+                f"of them, got {place!r} and {options[name]!r}"
+            )
+    if place is None:
+        return {"normalization": None}
+    return {"normalization": "batch", "place": place}
 
 
 class _Network:
@@ -250,7 +282,8 @@ class _Network:
         recurrent_max_abs="auto",
         recurrent_initializer=None,
         long_memory=False,
-        batch_normalization="after",
+        normalization="batch",
+        place="after",
         max_steps=None,
         recurrent_regularizer=None,
         kernel_initializer="he_normal",
@@ -274,15 +307,19 @@ class _Network:
         if time_steps is not None:
             time_steps = _integer("input_shape[0]", time_steps, minimum=1)
         features = _integer("input_shape[1]", features, minimum=1)
-        if batch_normalization not in ("after", "before", None):
+        if normalization not in ("batch", "layer", "rms", None):
             raise ValueError(
-                '`batch_normalization` must be "after", "before" or None, got '
-                f"{batch_normalization!r}"
+                '`normalization` must be "batch", "layer", "rms" or None, got '
+                f"{normalization!r}"
             )
-        if max_steps is not None and batch_normalization is None:
+        if place not in ("after", "before"):
             raise ValueError(
-                "`max_steps` must be None with `batch_normalization=None`, "
-                f"got {max_steps!r}"
+                f'`place` must be "after" or "before", got {place!r}'
+            )
+        if max_steps is not None and normalization != "batch":
+            raise ValueError(
+                "`max_steps` must be None without batch normalization, got "
+                f"{max_steps!r} with `normalization={normalization!r}`"
             )
         if recurrent_max_abs == "auto":
             recurrent_max_abs = 2 ** (1 / time_steps) if time_steps else 1.0
@@ -298,7 +335,8 @@ class _Network:
         self.recurrent_max_abs = recurrent_max_abs
         self.recurrent_initializer = recurrent_initializer
         self.long_memory = long_memory
-        self.batch_normalization = batch_normalization
+        self.normalization = normalization
+        self.place = normalization and place
         self.max_steps = max_steps
         self.recurrent_regularizer = recurrent_regularizer
         self.kernel_initializer = kernel_initializer
@@ -307,7 +345,7 @@ class _Network:
         self.stateful = stateful
         self.input = keras.Input((time_steps, features), batch_size=batch_size)
         self.unit_gain = None
-        if batch_normalization is None and recurrent_initializer is None:
+        if normalization is None and recurrent_initializer is None:
             # One seed: feature n has the same memory in every layer, also
             # where several layers feed one recurrence, as in residual blocks.
             self.recurrent_initializer = TimeConstants(
@@ -335,7 +373,7 @@ class _Network:
         )(x)
 
     def recur(self, x, last=False):
-        if self.batch_normalization == "before":
+        if self.place == "before":
             x = self.normalize(x)
         bound = self.recurrent_max_abs
         bound = 1.0 if bound is None else bound
@@ -358,12 +396,16 @@ class _Network:
             return_sequences=True,
             stateful=self.stateful,
         )(x)
-        return self.normalize(x) if self.batch_normalization == "after" else x
+        return self.normalize(x) if self.place == "after" else x
 
     def normalize(self, x):
+        if self.normalization == "layer":
+            return LayerNormalization(epsilon=1e-5)(x)
+        if self.normalization == "rms":
+            return RMSNormalization(epsilon=1e-5)(x)
         options = {"momentum": 0.9, "epsilon": 1e-5}
         if self.max_steps is None:
-            return keras.layers.BatchNormalization(**options)(x)
+            return BatchNormalization(**options)(x)
         return TimeStepBatchNormalization(self.max_steps, **options)(x)
 
     def dropout(self, x, name, rate):
@@ -385,149 +427,6 @@ def _clone(initializer):
     if isinstance(initializer, keras.initializers.Initializer):
         return initializer.clone()
     return initializer
-
-
-@keras.saving.register_keras_serializable(package="ind_rnn")
-class TimeStepBatchNormalization(keras.layers.Layer):
-    """Batch normalization whose statistics belong to the time step.
-
-        y_t = gamma * (x_t - mean_t) / sqrt(variance_t + epsilon) + beta
-
-    In training mean_t and variance_t are those of step t in the batch;
-    otherwise running ones. Steps beyond `max_steps`, or beyond any that was
-    trained, take those of the last trained step before them. Source: arXiv
-    1910.06251, section on language models ("frame-wise").
-
-    Weights: gamma (N,), beta (N,); not trainable: moving_mean and
-    moving_variance (max_steps, N), trained (max_steps,).
-
-    Arguments:
-        max_steps: For how many steps to keep statistics, a positive integer.
-        momentum: Of the running statistics, in [0, 1). The first batch that
-            has a step sets them. Default: 0.9.
-        epsilon: Default: 1e-5.
-        **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
-
-    Call arguments:
-        inputs: (B, T, N).
-        training: Whether to take, and keep, the statistics of the batch.
-            Default: False.
-        mask: (B, T), false where a step does not count. Default: None.
-
-    Returns:
-        (B, T, N).
-
-    Raises:
-        ValueError, TypeError: If an argument has a wrong type or range, or
-            inputs have a wrong shape.
-
-    Example:
-        >>> layer = TimeStepBatchNormalization(50)
-        >>> layer(keras.ops.ones((2, 70, 3))).shape
-        TensorShape([2, 70, 3])
-    """
-
-    def __init__(self, max_steps, momentum=0.9, epsilon=1e-5, **kwargs):
-        super().__init__(**kwargs)
-        self.max_steps = _integer("max_steps", max_steps, minimum=1)
-        self.momentum = _number("momentum", momentum, below=1)
-        self.epsilon = _number("epsilon", epsilon)
-        self.supports_masking = True
-
-    def build(self, input_shape):
-        if len(input_shape) != 3:
-            raise ValueError(
-                "`inputs` must have shape (batch, time, features), got "
-                f"{tuple(input_shape)}"
-            )
-        units = input_shape[-1]
-        # Half precision cannot hold sums over a batch.
-        self.wide = keras.backend.result_type(self.variable_dtype, "float32")
-        self.gamma = self.add_weight((units,), "ones", name="gamma")
-        self.beta = self.add_weight((units,), "zeros", name="beta")
-        self.moving_mean, self.moving_variance, self.trained = (
-            self.add_weight(
-                shape,
-                initializer,
-                dtype=self.wide,
-                trainable=False,
-                autocast=False,
-                name=name,
-            )
-            for name, shape, initializer in (
-                ("moving_mean", (self.max_steps, units), "zeros"),
-                ("moving_variance", (self.max_steps, units), "ones"),
-                ("trained", (self.max_steps,), "zeros"),
-            )
-        )
-
-    def call(self, inputs, training=False, mask=None):
-        x = ops.cast(inputs, self.wide)
-        if training and self.trainable:
-            mean, variance = self._of_batch(x, mask)
-        else:
-            mean, variance = self._of_steps(ops.shape(x)[1])
-        scale = self.gamma * ops.rsqrt(variance + self.epsilon)
-        y = (x - mean) * ops.cast(scale, x.dtype)
-        y += ops.cast(self.beta, x.dtype)
-        return ops.cast(y, self.compute_dtype)
-
-    def _of_batch(self, x, mask):
-        """Mean and variance (T, N) of a batch, which are kept as well."""
-        weight = ops.ones_like(x[:, :, :1])
-        if mask is not None:
-            mask = ops.cast(mask, "bool")[:, :, None]
-            x = ops.where(mask, x, ops.zeros_like(x))  # NaN * 0 is NaN
-            weight = ops.cast(mask, x.dtype)
-        count = ops.sum(weight, axis=0)
-        total = ops.maximum(count, 1)
-        mean = ops.sum(weight * x, axis=0) / total
-        variance = ops.sum(weight * ops.square(x - mean), axis=0) / total
-
-        now = self._fit(count) > 0
-        before = self.trained[:, None] > 0
-        for moving, value in (
-            (self.moving_mean, mean),
-            (self.moving_variance, variance),
-        ):
-            value = ops.stop_gradient(self._fit(value))
-            mixed = self.momentum * moving + (1 - self.momentum) * value
-            value = ops.where(before, mixed, value)
-            moving.assign(ops.where(now, value, moving))
-        self.trained.assign(ops.where(now[:, 0], 1.0, self.trained))
-        return mean, variance
-
-    def _fit(self, x):
-        """x (T, N) cut off, or filled up with zeros, to `max_steps`."""
-        x = x[: self.max_steps]
-        missing = self.max_steps - ops.shape(x)[0]
-        return ops.concatenate([x, ops.zeros((missing, x.shape[1]), x.dtype)])
-
-    def _of_steps(self, length):
-        """The running mean and variance (T, N) of steps 0 ... T - 1."""
-        steps = ops.arange(self.max_steps)
-        trained = ops.where(self.trained > 0, steps, -1)
-        # The last trained step up to each step; the first one, if none is.
-        last = ops.max(ops.where(steps <= steps[:, None], trained, -1), axis=1)
-        first = ops.argmax(self.trained)
-        last = ops.where(last < 0, ops.cast(first, last.dtype), last)
-        index = ops.minimum(ops.arange(length), self.max_steps - 1)
-        index = ops.take(last, index)
-        return (
-            ops.take(self.moving_mean, index, axis=0),
-            ops.take(self.moving_variance, index, axis=0),
-        )
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "max_steps": self.max_steps,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-        }
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")

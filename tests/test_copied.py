@@ -33,6 +33,7 @@ MODULES = {
     "ind_rnn_cell",
     "ind_rnn_recurrence",
     "ind_rnn",
+    "ind_rnn_normalization",
     "deep_ind_rnn",
     "dilated_rnn",
 }

@@ -18,11 +18,17 @@ from deep_ind_rnn import (
     stacked_ind_rnn,
 )
 from ind_rnn import IndRNN
-from pairs import data, masked, weighted
+from ind_rnn_normalization import RMSNormalization
+from pairs import data
 
 B, T, F, N = 4, 6, 3, 4
 STEPS = TimeStepBatchNormalization
-BN = (keras.layers.BatchNormalization, STEPS)
+BN = (
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    RMSNormalization,
+    STEPS,
+)
 SMALL = {
     stacked_ind_rnn: {"units": N, "num_layers": 3},
     residual_ind_rnn: {"units": N, "num_blocks": 2},
@@ -63,7 +69,7 @@ def recurrent(model):
     return [np.array(x.cell.recurrent_kernel) for x in of_type(model, IndRNN)]
 
 
-@pytest.mark.parametrize("batch_normalization", ["after", "before"])
+@pytest.mark.parametrize("place", ["after", "before"])
 @pytest.mark.parametrize(
     "network, options, count",
     [
@@ -73,13 +79,8 @@ def recurrent(model):
         (dense_ind_rnn, {}, 256514),
     ],
 )
-def test_published_sizes(network, options, count, batch_normalization):
-    model = network(
-        (784, 1),
-        num_outputs=10,
-        batch_normalization=batch_normalization,
-        **options,
-    )
+def test_published_sizes(network, options, count, place):
+    model = network((784, 1), num_outputs=10, place=place, **options)
     assert model.output_shape == (None, 10)
     assert sum(np.prod(w.shape) for w in model.trainable_weights) == count
     layers = of_type(model, IndRNN)
@@ -116,7 +117,13 @@ class Wiring:
 
     def normalize(self, x):
         layer = next(self.layers[BN])
-        gamma, beta, mean, variance = (w.numpy() for w in layer.weights[:4])
+        if isinstance(layer, RMSNormalization):
+            square = np.mean(x**2, axis=-1, keepdims=True)
+            return layer.scale.numpy() * x / np.sqrt(square + 1e-5)
+        gamma, beta, *statistics = (w.numpy() for w in layer.weights[:4])
+        if isinstance(layer, keras.layers.LayerNormalization):
+            statistics = [f(x, -1, keepdims=True) for f in (np.mean, np.var)]
+        mean, variance = statistics
         if isinstance(layer, STEPS):
             index = np.minimum(np.arange(T), len(mean) - 1)
             mean, variance = mean[index], variance[index]
@@ -155,19 +162,33 @@ class Wiring:
 
 
 @every_network
+@pytest.mark.parametrize("place", ["after", "before"])
 @pytest.mark.parametrize(
-    "place, max_steps",
-    [("after", None), ("before", None), (None, None), ("after", 4)],
+    "normalization, max_steps",
+    [
+        ("batch", None),
+        ("batch", 4),
+        ("layer", None),
+        ("rms", None),
+        (None,) * 2,
+    ],
 )
 @pytest.mark.parametrize(
     "return_sequences, num_outputs", [(False, 5), (True, None)]
 )
 def test_wiring(
-    network, place, max_steps, return_sequences, num_outputs, float64
+    network,
+    normalization,
+    place,
+    max_steps,
+    return_sequences,
+    num_outputs,
+    float64,
 ):
     model = small(
         network,
-        batch_normalization=place,
+        normalization=normalization,
+        place=place,
         max_steps=max_steps,
         return_sequences=return_sequences,
         num_outputs=num_outputs,
@@ -176,7 +197,7 @@ def test_wiring(
     )
     fill(model)
     x = data(B, T, F, phase=2)
-    oracle = Wiring(model, 2 ** (1 / T), place)
+    oracle = Wiring(model, 2 ** (1 / T), normalization and place)
     expected = getattr(oracle, network.__name__)(x, **SMALL[network])
     expected = expected if return_sequences else expected[:, -1]
     if num_outputs is not None:
@@ -234,7 +255,7 @@ def test_start_without_normalization(network, time):
     """Each Dense layer knows what the recurrence that it feeds remembers."""
     keras.utils.set_random_seed(2)
     key = "growth_rate" if network is dense_ind_rnn else "units"
-    model = small(network, (time, 16), batch_normalization=None, **{key: 48})
+    model = small(network, (time, 16), normalization=None, **{key: 48})
     units = {len(u) for u in recurrent(model)}
     for count in units:
         same = [u for u in recurrent(model) if len(u) == count]
@@ -258,14 +279,12 @@ def test_start_without_normalization(network, time):
 
 @every_network
 def test_no_kernel_initializer_is_that_of_keras(network):
-    small(network, batch_normalization=None, kernel_initializer=None)
+    small(network, normalization=None, kernel_initializer=None)
 
 
 def test_the_head_without_normalization_has_no_gain():
     keras.utils.set_random_seed(3)
-    model = stacked_ind_rnn(
-        (9, 2), 64, 1, num_outputs=64, batch_normalization=None
-    )
+    model = stacked_ind_rnn((9, 2), 64, 1, num_outputs=64, normalization=None)
     *_, head = of_type(model, Dense)
     spread = head.kernel.numpy().std(axis=0) / np.sqrt(2 / 64)
     assert 0.6 < spread.min() and spread.max() < 1.4
@@ -304,6 +323,26 @@ def test_recurrent_initializer(network, long_memory):
 
 
 @every_network
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("after", {}),
+        ("after", {"normalization": "batch", "place": "after"}),
+        ("before", {"place": "before"}),
+        (None, {"normalization": None}),
+    ],
+)
+def test_batch_normalization_of_old(network, old, new):
+    """The argument of version 1.0, and what it means now."""
+
+    def kinds(**options):
+        keras.utils.set_random_seed(4)
+        return [type(layer) for layer in small(network, **options).layers]
+
+    assert kinds(batch_normalization=old) == kinds(**new)
+
+
+@every_network
 @pytest.mark.parametrize("num_outputs", [None, 5])
 def test_weight_decay(network, num_outputs):
     options = {"num_outputs": num_outputs, "long_memory": True}
@@ -332,17 +371,19 @@ def sources(layers):
 
 
 @every_network
-@pytest.mark.parametrize("place", ["after", "before", None])
-def test_dropout_is_the_same_at_all_steps(network, place):
+@pytest.mark.parametrize(
+    "kind, place", [("batch", "after"), ("batch", "before"), (None, "after")]
+)
+def test_dropout_is_the_same_at_all_steps(network, kind, place):
     keras.utils.set_random_seed(2)
-    options = {"dropout": 0.25, "batch_normalization": place}
+    options = {"dropout": 0.25, "normalization": kind, "place": place}
     if network is dense_ind_rnn:
         of_all = ("input_dropout", "bottleneck_dropout", "transition_dropout")
         options |= dict.fromkeys(of_all, 0.25)
     model = small(network, activation="sigmoid", **options)
     layers = of_type(model, Dropout)
-    kind = BN if place == "after" else IndRNN
-    assert sources(layers) == of_type(model, kind)
+    source = BN if kind and place == "after" else IndRNN
+    assert sources(layers) == of_type(model, source)
     parts = keras.Model(model.input, [(x.input, x.output) for x in layers])
     x = data(64, T, F).astype("float32")
     for before, after in parts(x):
@@ -372,7 +413,7 @@ RATES = {
 )
 def test_places_of_dropout(names):
     used = {name: RATES[name] for name in names}
-    model = small(dense_ind_rnn, batch_normalization=None, **used)
+    model = small(dense_ind_rnn, normalization=None, **used)
     layer = [("bottleneck_dropout", 8), ("dropout", 2)]
     last = "last_dropout" if "last_dropout" in names else "transition_dropout"
     places = [
@@ -393,15 +434,17 @@ def test_last_dropout_of_zero_is_none():
 
 
 @every_network
-@pytest.mark.parametrize("place", ["after", "before", None])
-def test_stateful_chunks_are_the_whole(network, place, float64):
-    options = {"return_sequences": True, "batch_normalization": place}
+@pytest.mark.parametrize("place", ["after", "before"])
+@pytest.mark.parametrize("kind", ["batch", "layer", "rms", None])
+def test_stateful_chunks_are_the_whole(network, kind, place, float64):
+    given = {"normalization": kind, "place": place}
+    options = {"return_sequences": True, **given}
     whole = fill(small(network, (None, F), **options))
     stream = small(network, (None, F), stateful=True, batch_size=B, **options)
     assert stream.output_shape[:2] == (B, None)
     for x in of_type(whole, IndRNN):
         assert not x.stateful and x.recurrent_max_abs == 1.0
-    of_last = small(network, (None, F), batch_normalization=place)
+    of_last = small(network, (None, F), **given)
     for model in (stream, of_last):
         values = [w.numpy() for w in whole.weights]
         for w, value in zip(model.weights, values, strict=False):
@@ -424,14 +467,21 @@ def test_stateful_chunks_are_the_whole(network, place, float64):
 
 @every_network
 @pytest.mark.parametrize(
-    "return_sequences, max_steps", [(False, None), (True, 4)]
+    "return_sequences, normalization, max_steps",
+    [
+        (False, "batch", None),
+        (True, "batch", 4),
+        (True, "layer", None),
+        (False, "rms", None),
+    ],
 )
-def test_saving(network, return_sequences, max_steps, tmp_path):
+def test_saving(network, return_sequences, normalization, max_steps, tmp_path):
     model = small(
         network,
         (None, F),
         num_outputs=5,
         dropout=0.2,
+        normalization=normalization,
         max_steps=max_steps,
         weight_decay=0.1,
         recurrent_regularizer=RecurrentPenalty(1.0, 0.5),
@@ -481,225 +531,6 @@ def test_recurrent_penalty_of_a_network(network):
     np.testing.assert_allclose(sum(model.losses), expected, rtol=1e-5)
 
 
-class StepStatistics:
-    """TimeStepBatchNormalization, in NumPy, step for step."""
-
-    def __init__(self, max_steps, momentum, epsilon):
-        self.momentum, self.epsilon = momentum, epsilon
-        self.known, self.max_steps = {}, max_steps
-
-    def train(self, x, mask):
-        y = np.full_like(x, np.nan)
-        for t in range(x.shape[1]):
-            rows = x[:, t] if mask is None else x[mask[:, t], t]
-            if len(rows):
-                new = rows.mean(0), rows.var(0)
-                y[:, t] = (x[:, t] - new[0]) / np.sqrt(new[1] + self.epsilon)
-                if t < self.max_steps:
-                    m, old = self.momentum, self.known.get(t, new)
-                    self.known[t] = [
-                        m * a + (1 - m) * b for a, b in zip(old, new)
-                    ]
-        return y
-
-    def evaluate(self, x, mask=None):
-        y = np.zeros_like(x)
-        for t in range(x.shape[1]):
-            mean, variance = 0.0, 1.0
-            if self.known:
-                before = [s for s in self.known if s <= t]
-                last = max(before) if before else min(self.known)
-                mean, variance = self.known[last]
-            y[:, t] = (x[:, t] - mean) / np.sqrt(variance + self.epsilon)
-        return y
-
-
-def normalization(max_steps=7, dtype="float64", **options):
-    options = {"momentum": 0.8, "epsilon": 1e-3, **options}
-    layer = TimeStepBatchNormalization(max_steps, dtype=dtype, **options)
-    layer.build((None, None, N))
-    layer.gamma.assign(data(N, phase=1))
-    layer.beta.assign(data(N, phase=2))
-    return layer
-
-
-def sequences(time, phase=0.0):
-    """Each step with statistics of its own."""
-    t = np.arange(time)[:, None]
-    return data(B, time, N, phase=phase) * (1 + t) + np.cos(t + phase)
-
-
-def called(layer, mode, with_mask):
-    def function(x, mask=None, training=False):
-        return layer(x, mask=mask, training=training)
-
-    if mode == "eager":
-        return function
-    signature = [tf.TensorSpec([None, None, N], "float64")]
-    if with_mask:
-        signature.append(tf.TensorSpec([None, None], "bool"))
-    functions = [
-        tf.function(
-            lambda *given, training=training: function(
-                *given, training=training
-            ),
-            input_signature=signature if mode == "unknown" else None,
-            jit_compile=mode == "jit",
-        )
-        for training in (False, True)
-    ]
-    return lambda x, mask=None, training=False: functions[training](
-        tf.constant(x), *([tf.constant(mask)] if with_mask else [])
-    )
-
-
-@pytest.mark.parametrize(
-    "mode, kind",
-    [
-        *itertools.product(("eager", "unknown"), ("right", "left", "row")),
-        *itertools.product(("eager", "unknown", "jit"), (None, "holes")),
-    ],
-)
-def test_statistics_of_steps(mode, kind):
-    layer = normalization()
-    function = called(layer, mode, kind is not None)
-    oracle = StepStatistics(7, 0.8, 1e-3)
-    plan = [(3, False), (4, True), (3, True), (6, False), (2, False)]
-    plan += [(6, True), (6, False), (9, True), (12, False), (5, True), (3, 0)]
-    gamma, beta = layer.gamma.numpy(), layer.beta.numpy()
-    for call, (time, training) in enumerate(plan):
-        x = sequences(time, phase=call)
-        mask = masked(kind, B, time)
-        if mask is not None and call == 1:
-            mask[:, [0, 2]] = False
-        step = oracle.train if training else oracle.evaluate
-        expected = gamma * step(x, mask) + beta
-        y = function(x, mask, training=bool(training)).numpy()
-        assert np.isfinite(y).all() and y.shape == x.shape
-        y = np.where(np.isnan(expected), np.nan, y)
-        np.testing.assert_allclose(y, expected, rtol=0, atol=1e-9)
-        known = sorted(oracle.known)
-        assert list(np.flatnonzero(layer.trained)) == known
-        for moving, i in ((layer.moving_mean, 0), (layer.moving_variance, 1)):
-            target = [oracle.known[t][i] for t in known]
-            actual = moving.numpy()[known]
-            target = np.reshape(target, actual.shape)
-            np.testing.assert_allclose(actual, target, rtol=0, atol=1e-9)
-    assert known == [*range(7)] or kind is not None
-
-
-@pytest.mark.parametrize("trained", [[0], [2], [1, 3], [0, 4]])
-def test_untrained_steps_take_trained_ones(trained):
-    layer = normalization(5)
-    mask = np.zeros((B, 5), bool)
-    mask[:, trained] = True
-    x = sequences(5)
-    layer(x, mask=mask, training=True)
-    y = layer(np.ones((1, 9, N)))[0].numpy()
-    for t in range(9):
-        s = max([s for s in trained if s <= t], default=trained[0])
-        scale = layer.gamma / np.sqrt(x[:, s].var(0) + 1e-3)
-        expected = scale * (1 - x[:, s].mean(0)) + layer.beta
-        np.testing.assert_allclose(y[t], expected, rtol=0, atol=1e-10)
-
-
-def test_masked_nan_does_not_leak():
-    mask = masked("holes", B, 5)
-    results = []
-    for value in (0.0, np.nan):
-        layer = normalization()
-        x = np.where(mask[:, :, None], sequences(5), value)
-        y = layer(x, mask=mask, training=True).numpy()[mask]
-        results.append([y, *layer.get_weights()])
-    for clean, dirty in zip(*results, strict=True):
-        np.testing.assert_array_equal(clean, dirty)
-
-
-@pytest.mark.parametrize("kind", [None, "right", "holes"])
-@pytest.mark.parametrize("time", [5, 9])
-def test_gradients_through_statistics(kind, time):
-    layer, mask = normalization(), masked(kind, B, time)
-    counted = np.ones((B, time), bool) if mask is None else mask
-    assert counted.any(axis=0).all()
-    x = tf.constant(sequences(time))
-    values = [layer.gamma.value, layer.beta.value]
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(x)
-        actual = weighted(layer(x, mask=mask, training=True))
-        y = []
-        for t in range(time):
-            rows = tf.boolean_mask(x[:, t], counted[:, t])
-            mean = tf.reduce_mean(rows, axis=0)
-            variance = tf.math.reduce_variance(rows, axis=0)
-            normal = (x[:, t] - mean) / tf.sqrt(variance + 1e-3)
-            y.append(values[0] * normal + values[1])
-        expected = weighted(tf.stack(y, axis=1))
-    for a, b in zip(
-        tape.gradient(actual, [x, *values]),
-        tape.gradient(expected, [x, *values]),
-        strict=True,
-    ):
-        assert np.abs(b).max() > 1e-3
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
-
-
-def test_frozen_keeps_its_statistics():
-    layer = normalization()
-    layer(sequences(5), training=True)
-    layer.trainable = False
-    before, x = layer.get_weights(), sequences(6, phase=3)
-    np.testing.assert_array_equal(layer(x, training=True), layer(x))
-    for a, b in zip(before, layer.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize(
-    "dtype", ["mixed_float16", "mixed_bfloat16", "float16"]
-)
-def test_half_precision(dtype):
-    layer = normalization(dtype=dtype)
-    x = 100 * data(1000, 5, N).astype("float32") + 100
-    x = keras.ops.cast(x, layer.compute_dtype)
-    wide = np.array(keras.ops.cast(x, "float64"))
-    oracle = StepStatistics(7, 0.8, 1e-3)
-    gamma, beta = (data(N, phase=phase) for phase in (1, 2))
-    for expected, training in (
-        (oracle.train(wide, None), True),
-        (oracle.evaluate(wide), False),
-    ):
-        y = layer(x, training=training)
-        assert y.dtype == layer.compute_dtype
-        y = np.array(keras.ops.cast(y, "float64"))
-        expected = gamma * expected + beta
-        np.testing.assert_allclose(y, expected, rtol=0, atol=3e-2)
-    kept = [w.dtype for w in layer.non_trainable_weights]
-    assert kept == ["float32"] * 3
-
-
-def test_time_step_batch_normalization_as_a_layer(tmp_path):
-    options = {"max_steps": 5, "momentum": 0.7, "epsilon": 0.25}
-    assert set(inspect.signature(STEPS).parameters) == {*options, "kwargs"}
-    layer = STEPS(**options, name="steps")
-    config, default = layer.get_config(), STEPS(6).get_config()
-    for name, value in options.items():
-        assert config[name] == value != default[name]
-    assert STEPS.from_config(config).get_config() == config
-    assert default["momentum"] == 0.9 and default["epsilon"] == 1e-5
-    for shape in ((None, None, N), (B, T, N)):
-        assert layer.compute_output_shape(shape) == shape
-    model = keras.Sequential([keras.Input((None, N)), layer])
-    assert model.output_shape == (None, None, N)
-    shapes = [tuple(w.shape) for w in layer.weights]
-    assert shapes == [(N,), (N,), (5, N), (5, N), (5,)]
-    assert len(layer.trainable_weights) == 2
-    model(sequences(3), training=True)
-    x = sequences(8, phase=1)
-    expected = model(x)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded(x), expected)
-
-
 ERRORS = {
     stacked_ind_rnn: [
         ("num_layers", [0, 1.5, True, "6", None]),
@@ -720,7 +551,9 @@ ERRORS = {
 OF_ALL = [
     ("input_shape", [(F,), (T, F, 1), 5, None]),
     ("num_outputs", [0, 1.5, True]),
-    ("batch_normalization", ["middle", True]),
+    ("normalization", ["middle", True, "after"]),
+    ("place", ["middle", True, None]),
+    ("batch_normalization", ["middle", True, "layer"]),
     ("max_steps", [0, 1.5, True]),
     ("weight_decay", [-0.1, "a", float("inf")]),
     ("recurrent_max_abs", [-1.0, "a", True]),
@@ -749,7 +582,11 @@ def test_errors_name_argument_and_value(network):
         with pytest.raises((TypeError, ValueError), match=pattern):
             small(network, shape)
     with pytest.raises(ValueError, match="`max_steps`.*3"):
-        small(network, max_steps=3, batch_normalization=None)
+        small(network, max_steps=3, normalization="layer")
+    for name, value in (("normalization", "rms"), ("place", "before")):
+        options = {name: value, "batch_normalization": "after"}
+        with pytest.raises(ValueError, match=f"`{name}`.*{value}"):
+            small(network, **options)
     with pytest.raises(TypeError, match="no_such"):
         small(network, no_such=1)
 
@@ -798,7 +635,7 @@ def test_errors_of_parts(make, name, value):
     "make, name, hint",
     [
         (stacked_ind_rnn, "unit", ", did you mean `units`?"),
-        (residual_ind_rnn, "batch_normalisation", "`batch_normalization`?"),
+        (residual_ind_rnn, "normalisation", "`normalization`?"),
         (dense_ind_rnn, "default_name", "is no argument of dense_ind_rnn"),
         (dense_ind_rnn, "xyz", "`xyz` is no argument of dense_ind_rnn"),
     ],
@@ -809,14 +646,3 @@ def test_unknown_arguments_are_named(make, name, hint):
     message = str(caught.value)
     assert f"`{name}` is no argument of {make.__name__}" in message
     assert hint in message and "_Network" not in message
-
-
-@pytest.mark.parametrize("mask", [None, np.ones((0, 4), bool)])
-def test_statistics_of_steps_of_an_empty_batch(mask):
-    layer = TimeStepBatchNormalization(3)
-    layer(data(2, 4, 3), training=True)
-    before = layer.get_weights()
-    y = layer(np.zeros((0, 4, 3)), training=True, mask=mask)
-    assert y.shape == (0, 4, 3)
-    for a, b in zip(layer.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(a, b)

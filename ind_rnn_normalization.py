@@ -1,0 +1,427 @@
+"""Normalization of deep networks, trained in about half of Keras' time.
+
+Layers with the arguments, weights, results and files of those of Keras. While
+they train on TensorFlow they take a kernel or a compiled program; everywhere
+else, and for what these cannot do, Keras' own code runs.
+
+Axis letters: B batch, T time, N features.
+"""
+
+import keras
+from keras import ops
+
+from ind_rnn_cell import _integer, _number
+from ind_rnn_recurrence import _compiled, _has_xla, _on_gpu
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+else:
+    tf = None
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization`, trained in about half of its time.
+
+    Arguments, weights, results and files are the same. Training over (B, T, N)
+    takes TensorFlow's fused kernel; with a mask, in float64, with `renorm` or
+    `synchronized`, and of other shapes, Keras' own code runs.
+
+    Example:
+        >>> BatchNormalization()(keras.ops.ones((2, 70, 3))).shape
+        TensorShape([2, 70, 3])
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        if (
+            not training
+            or not self.trainable
+            or mask is not None
+            or self.synchronized
+            or getattr(self, "renorm", False)  # newer than Keras 3.8
+            or len(inputs.shape) != 3
+            or self.axis not in (-1, 2)
+            or not _has_fused_kernel(inputs)
+        ):
+            return super().call(inputs, training=training, mask=mask)
+        units = inputs.shape[-1]
+        gamma = self.gamma if self.scale else ops.ones((units,))
+        beta = self.beta if self.center else ops.zeros((units,))
+        y, mean, variance = _fused_batch_norm(
+            inputs[:, :, None], gamma, beta, self.epsilon
+        )
+        for moving, value in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            mixed = self.momentum * moving + (1 - self.momentum) * value
+            moving.assign(ops.cast(mixed, moving.dtype))
+        return y[:, :, 0]
+
+
+def _has_fused_kernel(x):
+    return tf is not None and x.dtype in (tf.float32, tf.float16, tf.bfloat16)
+
+
+def _fused_batch_norm(x, gamma, beta, epsilon):
+    """Batch normalization by TensorFlow's fused kernel.
+
+    Arguments:
+        x: (..., N), four axes, float32 or half precision.
+        gamma, beta: (N,).
+        epsilon: A number.
+
+    Returns:
+        gamma * (x - mean) / sqrt(variance + epsilon) + beta, like x; and mean
+        and variance over all axes but the last, (N,), float32, without a
+        gradient.
+    """
+    # The raw one, for `tf.compat.v1.nn.fused_batch_norm` raises epsilon.
+    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=ops.cast(gamma, "float32"),
+        offset=ops.cast(beta, "float32"),
+        mean=tf.zeros((0,)),
+        variance=tf.zeros((0,)),
+        epsilon=epsilon,
+    )
+    # The kernel's is that of a sample: divided by count - 1.
+    count = tf.cast(tf.size(x) / tf.size(gamma), "float32")
+    variance *= (count - 1) / count
+    return y, tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class LayerNormalization(keras.layers.LayerNormalization):
+    """`keras.layers.LayerNormalization`, trained in about half of its time.
+
+    Arguments, weights, results and files are the same. Training over (..., N)
+    of known sizes, but for the first, takes a program of XLA's; in float64,
+    over other axes, on a GPU, in eager mode, Keras' own code runs.
+
+    Call arguments:
+        inputs: (..., N).
+        training: Whether gradients will be asked for. Default: False.
+
+    Example:
+        >>> LayerNormalization()(keras.ops.ones((2, 70, 3))).shape
+        TensorShape([2, 70, 3])
+    """
+
+    def call(self, inputs, training=None):
+        last = len(inputs.shape) - 1
+        if (
+            not training
+            or self.rms_scaling
+            or self.axis not in ([-1], [last])
+            or not _has_program(inputs)
+        ):
+            return super().call(inputs)
+        units = inputs.shape[-1]
+        gamma = self.gamma if self.scale else ops.ones((units,))
+        beta = self.beta if self.center else ops.zeros((units,))
+        return _normalize_features(
+            inputs, gamma, beta, epsilon=float(self.epsilon), centered=True
+        )
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class RMSNormalization(keras.layers.Layer):
+    """Layer normalization without a mean.
+
+        y = scale * x / sqrt(mean of x^2 over the features + epsilon)
+
+    As `keras.layers.RMSNormalization` (new in Keras 3.9). Source: arXiv
+    1910.07467, equation 4.
+
+    Weights: scale (N,).
+
+    Arguments:
+        epsilon: A number >= 0. Default: 1e-6.
+        **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
+
+    Call arguments:
+        inputs: (..., N).
+        training: Whether gradients will be asked for. Default: False.
+
+    Returns:
+        (..., N).
+
+    Raises:
+        ValueError, TypeError: If `epsilon` is no such number.
+
+    Example:
+        >>> RMSNormalization()(keras.ops.ones((2, 70, 3))).shape
+        TensorShape([2, 70, 3])
+    """
+
+    def __init__(self, epsilon=1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = _number("epsilon", epsilon)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(
+            (input_shape[-1],), "ones", autocast=False, name="scale"
+        )
+
+    def call(self, inputs, training=None):
+        if training and _has_program(inputs):
+            return _normalize_features(
+                inputs,
+                self.scale,
+                ops.zeros_like(self.scale),
+                epsilon=self.epsilon,
+                centered=False,
+            )
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        square = ops.mean(ops.square(x), axis=-1, keepdims=True)
+        x *= ops.rsqrt(square + self.epsilon) * ops.cast(self.scale, x.dtype)
+        return ops.cast(x, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+def _has_program(x):
+    """Whether `_normalize_features` pays, and can be."""
+    return (
+        _has_fused_kernel(x)
+        and None not in x.shape[1:]
+        and not tf.executing_eagerly()
+        and _has_xla()
+        and not _on_gpu(x)
+    )
+
+
+def _normalize_features(x, gamma, beta, *, epsilon, centered):
+    """gamma * (x - mean) / sqrt(variance + epsilon) + beta over each row.
+
+    A row are the N features of one step. Not `centered`: with 0 for the mean.
+    Its two passes are programs of XLA's, in which matrix products take sums:
+    XLA's own sums go number by number.
+
+    Arguments:
+        x: (..., N), float32 or half precision.
+        gamma, beta: (N,).
+
+    Returns:
+        Like x.
+    """
+
+    @tf.custom_gradient
+    def normalize(x, gamma, beta):
+        y, mean, scale = _forward(
+            x, gamma, beta, epsilon=epsilon, centered=centered
+        )
+        return y, lambda g: _backward(
+            g, x, gamma, mean, scale, centered=centered
+        )
+
+    return normalize(x, *(ops.cast(w, "float32") for w in (gamma, beta)))
+
+
+@_compiled
+def _forward(x, gamma, beta, *, epsilon, centered):
+    rows = _rows(x)
+    mean = _mean(rows) if centered else tf.zeros((1, 1))
+    rows -= mean
+    scale = tf.math.rsqrt(_mean(rows * rows) + epsilon)
+    y = rows * scale * gamma + beta
+    return tf.reshape(tf.cast(y, x.dtype), tf.shape(x)), mean, scale
+
+
+@_compiled
+def _backward(g, x, gamma, mean, scale, *, centered):
+    """The gradients of x, gamma and beta, from g, that of y.
+
+    With n = (x - mean) * scale, and means over each row:
+
+        dx = scale * (g * gamma - mean(g * gamma) - n * mean(g * gamma * n))
+        dgamma = sum of g * n,    dbeta = sum of g, over all rows
+    """
+    rows, delta = _rows(x), _rows(g)
+    n = (rows - mean) * scale
+    product = delta * n
+    one = tf.ones((1, tf.shape(rows)[0]))
+    dx = delta * gamma - n * _mean(product, gamma)
+    if centered:
+        dx -= _mean(delta, gamma)
+    dx = tf.reshape(tf.cast(dx * scale, x.dtype), tf.shape(x))
+    return dx, (one @ product)[0], (one @ delta)[0]
+
+
+def _rows(x):
+    return tf.reshape(tf.cast(x, "float32"), (-1, x.shape[-1]))
+
+
+def _mean(rows, weight=1.0):
+    """The means of weight * rows over N, (R, 1)."""
+    units = rows.shape[-1]
+    return rows @ (tf.ones((units, 1)) * tf.reshape(weight, (-1, 1)) / units)
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class TimeStepBatchNormalization(keras.layers.Layer):
+    """Batch normalization whose statistics belong to the time step.
+
+        y_t = gamma * (x_t - mean_t) / sqrt(variance_t + epsilon) + beta
+
+    In training mean_t and variance_t are those of step t in the batch;
+    otherwise running ones. Steps beyond `max_steps`, or beyond any that was
+    trained, take those of the last trained step before them. Source: arXiv
+    1910.06251, section on language models ("frame-wise").
+
+    Weights: gamma (N,), beta (N,); not trainable: moving_mean and
+    moving_variance (max_steps, N), trained (max_steps,).
+
+    Arguments:
+        max_steps: For how many steps to keep statistics, a positive integer.
+        momentum: Of the running statistics, in [0, 1). The first batch that
+            has a step sets them. Default: 0.9.
+        epsilon: Default: 1e-5.
+        **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
+
+    Call arguments:
+        inputs: (B, T, N).
+        training: Whether to take, and keep, the statistics of the batch.
+            Default: False.
+        mask: (B, T), false where a step does not count. Default: None.
+
+    Returns:
+        (B, T, N).
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range, or
+            inputs have a wrong shape.
+
+    Example:
+        >>> layer = TimeStepBatchNormalization(50)
+        >>> layer(keras.ops.ones((2, 70, 3))).shape
+        TensorShape([2, 70, 3])
+    """
+
+    def __init__(self, max_steps, momentum=0.9, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.max_steps = _integer("max_steps", max_steps, minimum=1)
+        self.momentum = _number("momentum", momentum, below=1)
+        self.epsilon = _number("epsilon", epsilon)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        if len(input_shape) != 3:
+            raise ValueError(
+                "`inputs` must have shape (batch, time, features), got "
+                f"{tuple(input_shape)}"
+            )
+        units = input_shape[-1]
+        # Half precision cannot hold sums over a batch.
+        self.wide = keras.backend.result_type(self.variable_dtype, "float32")
+        self.gamma = self.add_weight((units,), "ones", name="gamma")
+        self.beta = self.add_weight((units,), "zeros", name="beta")
+        self.moving_mean, self.moving_variance, self.trained = (
+            self.add_weight(
+                shape,
+                initializer,
+                dtype=self.wide,
+                trainable=False,
+                autocast=False,
+                name=name,
+            )
+            for name, shape, initializer in (
+                ("moving_mean", (self.max_steps, units), "zeros"),
+                ("moving_variance", (self.max_steps, units), "ones"),
+                ("trained", (self.max_steps,), "zeros"),
+            )
+        )
+
+    def call(self, inputs, training=False, mask=None):
+        training = training and self.trainable
+        if training and mask is None and _has_fused_kernel(inputs):
+            return self._fused(inputs)
+        x = ops.cast(inputs, self.wide)
+        if training:
+            mean, variance, count = self._of_batch(x, mask)
+            self._keep(mean, variance, count)
+        else:
+            mean, variance = self._of_steps(ops.shape(x)[1])
+        scale = self.gamma * ops.rsqrt(variance + self.epsilon)
+        y = (x - mean) * ops.cast(scale, x.dtype)
+        y += ops.cast(self.beta, x.dtype)
+        return ops.cast(y, self.compute_dtype)
+
+    def _fused(self, inputs):
+        """As batch normalization of T * N features, for which is a kernel."""
+        batch, length, units = ops.shape(inputs)
+        y, *statistics = _fused_batch_norm(
+            ops.reshape(inputs, (batch, 1, 1, length * units)),
+            ops.tile(self.gamma, (length,)),
+            ops.tile(self.beta, (length,)),
+            self.epsilon,
+        )
+        mean, variance = (ops.reshape(x, (length, units)) for x in statistics)
+        count = ops.ones((length, 1)) * ops.cast(batch, "float32")
+        self._keep(mean, variance, count)
+        return ops.reshape(y, (batch, length, units))
+
+    def _of_batch(self, x, mask):
+        """Of a batch: mean and variance (T, N), and how many count (T, 1)."""
+        weight = ops.ones_like(x[:, :, :1])
+        if mask is not None:
+            mask = ops.cast(mask, "bool")[:, :, None]
+            x = ops.where(mask, x, ops.zeros_like(x))  # NaN * 0 is NaN
+            weight = ops.cast(mask, x.dtype)
+        count = ops.sum(weight, axis=0)
+        total = ops.maximum(count, 1)
+        mean = ops.sum(weight * x, axis=0) / total
+        variance = ops.sum(weight * ops.square(x - mean), axis=0) / total
+        return mean, variance, count
+
+    def _keep(self, mean, variance, count):
+        """Mix the statistics of a batch into the running ones."""
+        now = self._fit(count) > 0
+        before = self.trained[:, None] > 0
+        for moving, value in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            value = ops.stop_gradient(self._fit(value))
+            mixed = self.momentum * moving + (1 - self.momentum) * value
+            value = ops.where(before, mixed, value)
+            moving.assign(ops.where(now, value, moving))
+        self.trained.assign(ops.where(now[:, 0], 1.0, self.trained))
+
+    def _fit(self, x):
+        """x (T, N) cut off, or filled up with zeros, to `max_steps`."""
+        x = x[: self.max_steps]
+        missing = self.max_steps - ops.shape(x)[0]
+        return ops.concatenate([x, ops.zeros((missing, x.shape[1]), x.dtype)])
+
+    def _of_steps(self, length):
+        """The running mean and variance (T, N) of steps 0 ... T - 1."""
+        steps = ops.arange(self.max_steps)
+        trained = ops.where(self.trained > 0, steps, -1)
+        # The last trained step up to each step; the first one, if none is.
+        last = ops.max(ops.where(steps <= steps[:, None], trained, -1), axis=1)
+        first = ops.argmax(self.trained)
+        last = ops.where(last < 0, ops.cast(first, last.dtype), last)
+        index = ops.minimum(ops.arange(length), self.max_steps - 1)
+        index = ops.take(last, index)
+        return (
+            ops.take(self.moving_mean, index, axis=0),
+            ops.take(self.moving_variance, index, axis=0),
+        )
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "max_steps": self.max_steps,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+        }
