@@ -45,7 +45,11 @@ def test_loops_copy_no_whole_array(
     """One copy of (B, T, N) a step would make the time quadratic in T."""
     if activation is softsign and dtype == "bfloat16" and not masked:
         request.applymarker(
-            fails_on("tensorflow<2.21", "XLA converts the array in each step")
+            fails_on(
+                "tensorflow<2.21",
+                "XLA converts the array in each step, on some processors",
+                strict=False,
+            )
         )
     x, u, h0 = (tf.ones(s, dtype) for s in ((B, T, N), (N,), (B, N)))
     kept = () if activation in ind_rnn_recurrence._PULLBACKS else (x,)
