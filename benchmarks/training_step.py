@@ -1,43 +1,84 @@
 """Time of a training step of deep networks: IndRNN beside Dense and LSTM.
 
     python benchmarks/training_step.py
+    python benchmarks/training_step.py --network residual
 
 Six layers with batch normalization after each and a classifier on top, as on
 sequential MNIST; one step is forward, backward and the update by Adam. In
 place of the recurrences stand nothing (Dense and ReLU alone: the price of a
-network that remembers nothing) or LSTM layers. All are timed in one process,
-round robin; a figure is the median.
+network that remembers nothing) or LSTM layers; in place of our normalization
+that of Keras, others, or none. All are timed in one process, round robin; a
+figure is the median.
 """
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from deep_ind_rnn import stacked_ind_rnn
+from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
+from ind_rnn_normalization import BatchNormalization
 from timing import add_jit, conditions, medians, parser
 
+OF_KERAS = keras.layers.BatchNormalization
 
-def plain(args, layer):
+
+def plain(args, layer, normalization):
     """`stacked_ind_rnn` with something else in place of its layers."""
     model = keras.Sequential([keras.Input((args.time_steps, 1))])
     for _ in range(args.layers):
         model.add(layer(args.units))
-        model.add(keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5))
+        model.add(normalization(momentum=0.9, epsilon=1e-5))
     model.add(keras.layers.Lambda(lambda x: x[:, -1]))
     model.add(keras.layers.Dense(10))
     return model
 
 
-NETWORKS = {
-    "Dense + ReLU": lambda args: plain(
-        args, lambda units: keras.layers.Dense(units, "relu")
+def dense(units):
+    return keras.layers.Dense(units, "relu")
+
+
+def lstm(units):
+    return keras.layers.LSTM(units, return_sequences=True)
+
+
+def ind_rnn(args, **options):
+    shape = args.time_steps, 1
+    if args.network == "stacked":
+        options |= {"units": args.units, "num_layers": args.layers}
+        return stacked_ind_rnn(shape, num_outputs=10, **options)
+    if args.network == "residual":
+        options |= {"units": args.units}
+        return residual_ind_rnn(shape, num_outputs=10, **options)
+    return dense_ind_rnn(shape, num_outputs=10, **options)
+
+
+def with_normalization_of_keras(model):
+    def clone(layer):
+        kind = type(layer)
+        kind = OF_KERAS if kind is BatchNormalization else kind
+        return kind.from_config(layer.get_config())
+
+    return keras.models.clone_model(model, clone_function=clone)
+
+
+# What stands in the rows, and its normalization.
+IND_RNN = {
+    ("IndRNN", "batch"): ind_rnn,
+    ("IndRNN", "batch, of Keras"): lambda args: with_normalization_of_keras(
+        ind_rnn(args)
     ),
-    "IndRNN": lambda args: stacked_ind_rnn(
-        (args.time_steps, 1), args.units, args.layers, num_outputs=10
+    ("IndRNN", "layer"): lambda args: ind_rnn(args, normalization="layer"),
+    ("IndRNN", "rms"): lambda args: ind_rnn(args, normalization="rms"),
+    ("IndRNN", "none"): lambda args: ind_rnn(args, normalization=None),
+}
+OTHERS = {
+    ("Dense + ReLU", "batch"): lambda args: plain(
+        args, dense, BatchNormalization
     ),
-    "LSTM": lambda args: plain(
-        args, lambda units: keras.layers.LSTM(units, return_sequences=True)
+    ("Dense + ReLU", "batch, of Keras"): lambda args: plain(
+        args, dense, OF_KERAS
     ),
+    ("LSTM", "batch, of Keras"): lambda args: plain(args, lstm, OF_KERAS),
 }
 
 
@@ -67,6 +108,12 @@ def main(argv=None):
     options.add_argument(
         "--policy", default="float32", help="mixed_bfloat16, mixed_float16"
     )
+    options.add_argument(
+        "--network",
+        default="stacked",
+        choices=["stacked", "residual", "dense"],
+        help="the last two without Dense + ReLU and LSTM beside them",
+    )
     args = options.parse_args(argv)
     keras.config.set_dtype_policy(args.policy)
 
@@ -74,22 +121,26 @@ def main(argv=None):
     x = rng.normal(size=(args.batch, args.time_steps, 1))
     y = rng.integers(0, 10, args.batch)
     batch = tf.constant(x, tf.float32), tf.constant(y)
+    networks = IND_RNN | (OTHERS if args.network == "stacked" else {})
     steps = {
         name: make_step(build(args), args.jit)
-        for name, build in NETWORKS.items()
+        for name, build in networks.items()
     }
     seconds = medians(steps, batch, args.rounds)
 
+    size = f"{args.layers} layers" if args.network == "stacked" else "network"
     print(
-        f"{args.layers} layers, (B, T, N) = "
+        f"{args.network}, {size}, (B, T, N) = "
         f"({args.batch}, {args.time_steps}, {args.units}), {conditions(args)}"
     )
-    print("| network | training step, ms | x Dense |")
-    print("|---|---|---|")
-    for name, value in seconds.items():
-        ratio = value / seconds["Dense + ReLU"]
-        print(f"| {name} | {1e3 * value:.0f} | {ratio:.2f} |")
-    print(f"\nLSTM / IndRNN: {seconds['LSTM'] / seconds['IndRNN']:.1f}")
+    print("| layers | normalization | training step, ms | x IndRNN |")
+    print("|---|---|---|---|")
+    ours = seconds["IndRNN", "batch"]
+    for (layer, normalization), value in seconds.items():
+        print(
+            f"| {layer} | {normalization} | {1e3 * value:.0f} | "
+            f"{value / ours:.2f} |"
+        )
 
 
 if __name__ == "__main__":
