@@ -22,6 +22,10 @@ from ind_rnn_cell import (
 )
 from ind_rnn_normalization import (
     BatchNormalization,
+    Concatenate,
+    Dense,
+    Dropout,
+    LastStep,
     LayerNormalization,
     RMSNormalization,
     TimeStepBatchNormalization,
@@ -225,7 +229,7 @@ def dense_ind_rnn(
             y = net.dropout(y, "bottleneck_dropout", bottleneck_dropout)
             y = net.recur(net.dense(y, growth_rate))
             y = net.dropout(y, "dropout", dropout)
-            x = keras.layers.Concatenate()([x, y])
+            x = Concatenate()([x, y])
         last = index == len(sizes) - 1
         x = net.recur(net.dense(x, x.shape[-1] // 2), last=last)
         if last:
@@ -364,7 +368,7 @@ class _Network:
 
     def _dense(self, x, units, initializer):
         decay = self.weight_decay
-        return keras.layers.Dense(
+        return Dense(
             units,
             kernel_initializer=_clone(initializer),
             kernel_regularizer=keras.regularizers.L2(decay / 2)
@@ -395,6 +399,7 @@ class _Network:
             recurrent_max_abs=self.recurrent_max_abs,
             return_sequences=True,
             stateful=self.stateful,
+            with_moments=self.normalization == "batch",
         )(x)
         return self.normalize(x) if self.place == "after" else x
 
@@ -410,12 +415,11 @@ class _Network:
 
     def dropout(self, x, name, rate):
         rate = _number(name, rate, below=1)
-        shape = (None, 1, None)
-        return keras.layers.Dropout(rate, shape)(x) if rate else x
+        return Dropout(rate)(x) if rate else x
 
     def model(self, x, num_outputs):
         if not self.return_sequences:
-            x = x[:, -1]
+            x = LastStep()(x)
         if num_outputs is not None:
             num_outputs = _integer("num_outputs", num_outputs, minimum=1)
             x = self._dense(x, num_outputs, self.kernel_initializer)

@@ -15,7 +15,7 @@ from ind_rnn_cell import (
     _check_state,
     _fits,
 )
-from ind_rnn_recurrence import fused_activation, recurrence
+from ind_rnn_recurrence import _told, fused_activation, recurrence
 
 
 def _of_cell(name):
@@ -68,6 +68,10 @@ class IndRNN(keras.layers.RNN):
             with "relu" or "linear", for an exact scan in O(log T) dependent
             steps; or "auto", parallel on a GPU where that is possible.
             Default: "auto".
+        with_moments: Whether training takes mean and variance of all outputs
+            along, so that a `BatchNormalization` of `ind_rnn_normalization`
+            that follows costs next to nothing. With `return_sequences`, on
+            TensorFlow, without a mask. Default: False.
         **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
@@ -123,6 +127,7 @@ class IndRNN(keras.layers.RNN):
         unroll=False,
         zero_output_for_mask=False,
         implementation="auto",
+        with_moments=False,
         **kwargs,
     ):
         cell = IndRNNCell(
@@ -156,7 +161,7 @@ class IndRNN(keras.layers.RNN):
             "unroll": unroll,
             "zero_output_for_mask": zero_output_for_mask,
         }
-        _check_bools(**flags)
+        _check_bools(**flags, with_moments=with_moments)
         _check_known(
             keras.regularizers.get, activity_regularizer=activity_regularizer
         )
@@ -183,6 +188,7 @@ class IndRNN(keras.layers.RNN):
             cell, activity_regularizer=activity_regularizer, **flags, **kwargs
         )
         self.implementation = implementation
+        self.with_moments = with_moments
 
     units = _of_cell("units")
     activation = _of_cell("activation")
@@ -259,16 +265,21 @@ class IndRNN(keras.layers.RNN):
             )
         if mask is not None and self.go_backwards:
             mask = ops.flip(mask, axis=1)
+        projected, bias = cell.project(sequences), cell.bias
+        if not cell.use_kernel and not cell.use_bias:
+            # A layer before this one may have left its bias to the loop.
+            projected, bias = _told(sequences, "sum") or (projected, bias)
         h = recurrence(
-            cell.project(sequences),
+            projected,
             cell.bounded_recurrent_kernel,
-            cell.bias,
+            bias,
             initial_state[0],
             activation=activation,
             implementation=self.implementation,
             dropout=dropout,
             mask=mask,
             backwards=self.go_backwards,
+            moments=self.with_moments and self.return_sequences and training,
         )
         outputs = h
         if mask is not None:
@@ -282,6 +293,7 @@ class IndRNN(keras.layers.RNN):
         config = super().get_config()
         del config["cell"]
         config["implementation"] = self.implementation
+        config["with_moments"] = self.with_moments
         if self.cell.trainable != self.trainable:
             config["cell_trainable"] = self.cell.trainable
         return {**self.cell.get_config(), **config}

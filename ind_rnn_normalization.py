@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from ind_rnn_cell import _integer, _number
-from ind_rnn_recurrence import _compiled, _has_xla, _on_gpu
+from ind_rnn_recurrence import _compiled, _has_xla, _on_gpu, _tell, _told
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -21,11 +21,18 @@ else:
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization`, trained in about half of its time.
+    """`keras.layers.BatchNormalization`, at a fraction of its time.
 
-    Arguments, weights, results and files are the same. Training over (B, T, N)
-    takes TensorFlow's fused kernel; with a mask, in float64, with `renorm` or
-    `synchronized`, and of other shapes, Keras' own code runs.
+    Arguments, weights, results and files are the same. Over (B, T, N):
+
+    - It takes the statistics that `IndRNN(with_moments=True)` has found on the
+      way; after other layers, TensorFlow's fused kernel does it all.
+    - What it computes, scale * x + shift, is not computed if `Dense`,
+      `Concatenate`, `Dropout` and `LastStep`, those of this module, are the
+      only ones to read it: `Dense` has it in its kernel and bias.
+
+    With a mask, with `renorm` or `synchronized`, of other shapes, and on other
+    backends than TensorFlow, Keras' own code runs.
 
     Example:
         >>> BatchNormalization()(keras.ops.ones((2, 70, 3))).shape
@@ -34,29 +41,157 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         if (
-            not training
-            or not self.trainable
+            tf is None
             or mask is not None
             or self.synchronized
             or getattr(self, "renorm", False)  # newer than Keras 3.8
             or len(inputs.shape) != 3
             or self.axis not in (-1, 2)
-            or not _has_fused_kernel(inputs)
         ):
             return super().call(inputs, training=training, mask=mask)
+        wide = keras.backend.result_type(inputs.dtype, "float32")
         units = inputs.shape[-1]
         gamma = self.gamma if self.scale else ops.ones((units,))
         beta = self.beta if self.center else ops.zeros((units,))
-        y, mean, variance = _fused_batch_norm(
-            inputs[:, :, None], gamma, beta, self.epsilon
+        gamma, beta = ops.cast(gamma, wide), ops.cast(beta, wide)
+        moments = self.moving_mean, self.moving_variance
+        if training and self.trainable:
+            moments = _told(inputs, "moments")
+            if moments is None and not _has_fused_kernel(inputs):
+                return super().call(inputs, training=training)
+            if moments is None:
+                y, *moments = _fused_batch_norm(
+                    inputs[:, :, None], gamma, beta, self.epsilon
+                )
+                self._keep(*moments)
+                return y[:, :, 0]
+            self._keep(*moments)
+        mean, variance = (ops.cast(x, wide) for x in moments)
+        scale = gamma * ops.rsqrt(variance + self.epsilon)
+        shift = beta - mean * scale
+        y = ops.cast(inputs, wide) * scale + shift
+        return _affine(
+            ops.cast(y, self.compute_dtype), inputs, scale, shift[None, None]
         )
+
+    def _keep(self, mean, variance):
         for moving, value in (
             (self.moving_mean, mean),
             (self.moving_variance, variance),
         ):
+            value = ops.cast(ops.stop_gradient(value), moving.dtype)
             mixed = self.momentum * moving + (1 - self.momentum) * value
-            moving.assign(ops.cast(mixed, moving.dtype))
-        return y[:, :, 0]
+            moving.assign(mixed)
+
+
+# What batch normalization makes is told as what it was made of. Where nobody
+# reads the result itself, TensorFlow leaves its computation out.
+
+
+def _affine(y, x, scale, shift):
+    """y, which is scale * x + shift.
+
+    Arguments:
+        y, x: (B, T, N).
+        scale: (N,).
+        shift: (1 or B, 1, N).
+    """
+    # Eagerly, y has been computed. In half precision, x at a distance from 0
+    # would lose digits in matrix products.
+    if not tf.executing_eagerly() and x.dtype in (tf.float32, tf.float64):
+        _tell(y, affine=(x, scale, shift))
+    return y
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class Dense(keras.layers.Dense):
+    """`keras.layers.Dense` that can hold the normalization before it.
+
+    Arguments, weights, results and files are the same. After a
+    `BatchNormalization` of this module:
+
+        (scale * x + shift) @ W + b = x @ (scale * W) + (shift @ W + b)
+    """
+
+    def call(self, inputs, training=None):
+        if tf is None or tf.executing_eagerly():
+            return super().call(inputs, training=training)
+        x, kernel = inputs, ops.convert_to_tensor(self.kernel)
+        bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
+        affine = _told(inputs, "affine")
+        if affine is not None:
+            x, scale, shift = affine
+            shift = ops.matmul(shift, kernel)
+            kernel = scale[:, None] * kernel
+            if shift.shape[0] == 1:
+                shift = shift[0, 0]
+            bias = shift if bias is None else shift + bias
+        x = ops.matmul(x, kernel)
+        if bias is None:
+            y = x
+        else:
+            y = x + bias
+            if len(bias.shape) == 1:
+                _tell(y, sum=(x, bias))
+        return y if self.activation is None else self.activation(y)
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class Dropout(keras.layers.Dropout):
+    """`keras.layers.Dropout` of whole features of a sequence, (B, 1, N).
+
+    Otherwise as Keras': same arguments but for `noise_shape`.
+    """
+
+    def __init__(self, rate, seed=None, **kwargs):
+        super().__init__(rate, noise_shape=(None, 1, None), seed=seed, **kwargs)
+
+    def call(self, inputs, training=False):
+        if not training or self.rate == 0:
+            return inputs
+        factor = super().call(ops.ones_like(inputs[:, :1]), training=True)
+        y = inputs * factor
+        affine = _told(inputs, "affine")
+        if affine is None:
+            return y
+        x, scale, shift = affine
+        return _affine(y, x * factor, scale, shift * factor)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["noise_shape"]
+        return config
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class Concatenate(keras.layers.Concatenate):
+    """`keras.layers.Concatenate` that hands on what is told of its inputs."""
+
+    def call(self, inputs):
+        y = super().call(inputs)
+        affines = [_told(x, "affine") for x in inputs]
+        if self.axis != -1 or not any(affines):
+            return y
+        parts = []
+        for x, affine in zip(inputs, affines):
+            x, scale, shift = affine or (x, ops.ones_like(x[0, 0]), 0)
+            parts.append((x, scale, ops.zeros_like(x[:, :1]) + shift))
+        return _affine(y, *(ops.concatenate(p, axis=-1) for p in zip(*parts)))
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class LastStep(keras.layers.Layer):
+    """x_T of (B, T, N), without the normalization of the steps before it."""
+
+    def call(self, inputs):
+        affine = _told(inputs, "affine")
+        if affine is None:
+            return inputs[:, -1]
+        x, scale, shift = affine
+        return x[:, -1] * scale + shift[:, 0]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0], input_shape[2]
 
 
 def _has_fused_kernel(x):

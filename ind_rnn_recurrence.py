@@ -155,6 +155,7 @@ def recurrence(
     dropout=None,
     mask=None,
     backwards=False,
+    moments=False,
 ):
     """h_t = activation(a_t + u * h_{t-1} + b) for every t, differentiable.
 
@@ -170,6 +171,9 @@ def recurrence(
         mask: (B, T) in the order of reading, false where h_t = h_{t-1}; or
             None. Default: None.
         backwards: Whether a is read from its end. Default: False.
+        moments: Whether the loop may take mean and variance of h along, both
+            (N,) and told with h. It does in the sequential form, without a
+            mask, on TensorFlow. Default: False.
 
     Returns:
         h of shape (B, T, N), in the order of reading.
@@ -192,6 +196,8 @@ def recurrence(
         )
     else:
         passes = _forward, _backward
+    if moments and tf and mask is None and not parallel:
+        options["moments"] = True
     if _has_own_program(a):
         options |= {"mask": mask, "backwards": backwards}
         return _differentiable(*passes, a, u, b, h0, options)
@@ -200,7 +206,7 @@ def recurrence(
     options |= {"mask": mask, "backwards": False}
     if not parallel:
         options["length"] = length
-    return _differentiable(*passes, a, u, b, h0, options)[:, :length]
+    return _differentiable(*passes, a, u, b, h0, options, cut=length)
 
 
 def _is_parallel(implementation, activation, a):
@@ -273,8 +279,12 @@ def _padded(a, mask):
     return a, mask, length
 
 
-def _differentiable(forward, backward, a, u, b, h0, options):
-    """h, and what the backward pass needs to know kept for it."""
+def _differentiable(forward, backward, a, u, b, h0, options, cut=None):
+    """h, and what the backward pass needs to know kept for it.
+
+    `cut` is the number of steps without padding. With `moments` among the
+    options, they are told with h.
+    """
     kept = () if options["activation"] in _PULLBACKS else (a,)
     if jax:
 
@@ -283,16 +293,27 @@ def _differentiable(forward, backward, a, u, b, h0, options):
             h = forward(a, u, b, h0, **options)
             return h, lambda g: backward(g, h, u, b, h0, **options)
 
-        return recurrence(a, u, b, h0)
+        return recurrence(a, u, b, h0)[:, :cut]
 
     @tf.custom_gradient
     def recurrence(*arguments):
         result = forward(*map(tf.stop_gradient, arguments), **options)
+        moments = ()
+        if options.get("moments"):
+            result, *moments = result
+            moments = _of_all(*moments)
         result.set_shape(a.shape)
-        # h, the result as the tape knows it, is not yet there in forward mode.
-        return result, lambda g: pullback(
-            g, result if h is None else h, u, b, h0, *kept
-        )
+
+        def gradient(g, *of_moments):
+            # h, as the tape knows it, is not yet there in forward mode.
+            known = result if h is None else h
+            if moments:
+                length = options.get("length", tf.shape(known)[1])
+                count = tf.cast(tf.shape(known)[0] * length, moments[0].dtype)
+                of_moments = moments[0], *(x / count for x in of_moments)
+            return pullback(g, known, u, b, h0, *kept, *of_moments)
+
+        return (result, *moments), gradient
 
     @tf.custom_gradient
     def pullback(*arguments):
@@ -302,11 +323,31 @@ def _differentiable(forward, backward, a, u, b, h0, options):
                 "reverse mode only: for others pass `unroll=True`"
             )
 
-        return backward(*map(tf.stop_gradient, arguments), **options), second
+        arguments = [*map(tf.stop_gradient, arguments)]
+        count = 5 + len(kept)
+        given = {"moments": arguments[count:]} if arguments[count:] else {}
+        return backward(*arguments[:count], **options | given), second
 
     h = None
-    h = recurrence(a, u, b, h0)
-    return h
+    h, *moments = recurrence(a, u, b, h0)
+    result = h if cut is None else h[:, :cut]
+    if moments:
+        _tell(result, moments=moments)
+    return result
+
+
+# What one layer tells the next. Keras hands on tensors; they can have
+# attributes, as its `_keras_mask` shows. A layer that does not know of them
+# makes a tensor without: then nothing is told, and nothing is wrong.
+
+
+def _tell(x, **facts):
+    for name, value in facts.items():
+        setattr(x, f"_ind_rnn_{name}", value)
+
+
+def _told(x, name):
+    return getattr(x, f"_ind_rnn_{name}", None)
 
 
 def _compiled(function=None, **options):
@@ -332,22 +373,56 @@ def _one_step(a, u, b, h0, *, activation, dropout, mask, backwards):
 
 
 @_compiled(reduce_retracing=True)
-def _forward(a, u, b, h0, *, activation, dropout, mask, backwards, length=None):
+def _forward(
+    a,
+    u,
+    b,
+    h0,
+    *,
+    activation,
+    dropout,
+    mask,
+    backwards,
+    length=None,
+    moments=False,
+):
+    """h; with `moments`, mean and variance (B, N) of each sequence as well."""
     length = ops.shape(a)[1] if length is None else length
     u, b, h0 = (_wide(x, activation) for x in (u, b, h0))
     u = u if dropout is None else u * _wide(dropout, activation)
     a = _bits(a)
 
-    def step(t, h, out):
+    def state(t, h):
         s = length - 1 - t if backwards else t
         new = activation(_wide(_at(a, s), activation) + u * h + b)
-        h = new if mask is None else ops.where(_at(mask, t), new, h)
-        return t + 1, h, _put(out, t, h)
+        return new if mask is None else ops.where(_at(mask, t), new, h)
 
-    _, _, out = ops.while_loop(
-        lambda t, *_: t < length, step, (0, h0, ops.zeros_like(a))
+    def step(t, h, out, *sums):
+        h = state(t, h)
+        if sums:
+            off = _total(h) - center
+            sums = sums[0] + off, sums[1] + off * off
+        return t + 1, h, _put(out, t, h), *sums
+
+    sums = ()
+    if moments:
+        # Around the first state, for sums around 0 lose digits far from it.
+        center = _total(state(0, h0))
+        sums = (ops.zeros_like(center),) * 2
+    _, _, out, *sums = ops.while_loop(
+        lambda t, *_: t < length, step, (0, h0, ops.zeros_like(a), *sums)
     )
-    return _numbers(out)
+    out = _numbers(out)
+    if not moments:
+        return out
+    mean, square = (x / ops.cast(length, x.dtype) for x in sums)
+    return out, center + mean, ops.maximum(square - mean * mean, 0)
+
+
+def _of_all(means, variances):
+    """Mean and variance (N,) from those of B sequences of equal lengths."""
+    mean = ops.mean(means, axis=0)
+    return mean, ops.mean(variances + ops.square(means - mean), axis=0)
 
 
 @_compiled(reduce_retracing=True)
@@ -364,6 +439,7 @@ def _backward(
     mask,
     backwards,
     length=None,
+    moments=None,
 ):
     """The gradients of a, u, b and h0, from g, that of h.
 
@@ -373,6 +449,10 @@ def _backward(
         delta_t = activation'(z_t) * g_t        the gradient of a_t
         du = sum over B, T of delta_t * h_{t-1}
         db = sum over B, T of delta_t
+
+    `moments` are the mean m of h, and dm / (B T) and dv / (B T), of what
+    reaches m and the variance. Through them h_t is reached as well, by
+    (dm + 2 dv (h_t - m)) / (B T).
     """
     length = ops.shape(h)[1] if length is None else length
     types = g.dtype, u.dtype, b.dtype, h0.dtype
@@ -383,12 +463,18 @@ def _backward(
     # delta_t takes the place of g_t: one array less to move. With a mask, XLA
     # would copy the whole array in every step.
     in_place = mask is None
+    if moments:
+        mean, d_mean, slope = moments
+        slope *= 2
+        shift = d_mean - slope * mean
 
     def step(t, delta, skipped, da, du, db):
         h_t = _wide(_at(h, t), activation)
         du += _total(delta * h_t)
         g_t = _wide(_at(da if in_place else g, t), activation)
         g_t = g_t + v * delta + skipped
+        if moments:
+            g_t += ops.cast(shift + slope * _total(h_t), g_t.dtype)
         if a is None:
             delta = _PULLBACKS[activation](h_t, g_t)
         else:
@@ -461,13 +547,11 @@ def _split(count, *arrays):
 
 def _forward_in_parts(count, a, u, b, h0, *, dropout, mask, **options):
     parts = _split(count, a, h0, dropout, mask)
-    return tf.concat(
-        [
-            _forward(a, u, b, h0, dropout=dropout, mask=mask, **options)
-            for a, h0, dropout, mask in parts
-        ],
-        axis=0,
-    )
+    results = [
+        _forward(a, u, b, h0, dropout=dropout, mask=mask, **options)
+        for a, h0, dropout, mask in parts
+    ]
+    return tf.nest.map_structure(lambda *x: tf.concat(x, axis=0), *results)
 
 
 def _backward_in_parts(

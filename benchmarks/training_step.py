@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
+from ind_rnn import IndRNN
 from ind_rnn_normalization import BatchNormalization
 from timing import add_jit, conditions, medians, parser
 
@@ -54,9 +55,12 @@ def ind_rnn(args, **options):
 
 def with_normalization_of_keras(model):
     def clone(layer):
-        kind = type(layer)
-        kind = OF_KERAS if kind is BatchNormalization else kind
-        return kind.from_config(layer.get_config())
+        kind, config = type(layer), layer.get_config()
+        if kind is BatchNormalization:
+            kind = OF_KERAS
+        if kind is IndRNN:
+            config["with_moments"] = False
+        return kind.from_config(config)
 
     return keras.models.clone_model(model, clone_function=clone)
 

@@ -182,6 +182,7 @@ OPTIONS = {
     "unroll": True,
     "zero_output_for_mask": True,
     "implementation": "sequential",
+    "with_moments": True,
 }
 
 
