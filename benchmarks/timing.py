@@ -11,13 +11,17 @@ import numpy as np
 
 
 def medians(calls, x, rounds):
-    """Median seconds of each call on x, taking turns."""
+    """Median seconds of each call on x, taking turns in changing orders."""
     seconds = {name: [] for name in calls}
+    rng = np.random.default_rng(0)
     for call in calls.values():
         for _ in range(3):
             call(x)
+    names = [*calls]
     for _ in range(rounds):
-        for name, call in calls.items():
+        for index in rng.permutation(len(names)):
+            name = names[index]
+            call = calls[name]
             start = time.perf_counter()
             call(x)
             seconds[name].append(time.perf_counter() - start)

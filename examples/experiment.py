@@ -112,7 +112,14 @@ def add_dilated(parser, hidden):
 
 
 def add_deep(parser, growth, block_sizes):
-    """Add --blocks, --growth and --block-sizes: residual and dense networks."""
+    """Add --normalization, and the sizes of residual and dense networks."""
+    option(
+        parser,
+        "--normalization",
+        "batch",
+        "of --model stacked, residual and dense",
+        choices=("batch", "layer", "rms", "none"),
+    )
     text = "of --model residual; as in 1910.06251"
     option(parser, "--blocks", 5, text, type=count(1))
     text = "features that each layer of --model dense adds"
@@ -175,11 +182,20 @@ def dilated(args, time_steps, dropout=0.0, **options):
     return DilatedRNN(cells, args.dilations, **options)
 
 
+def normalization(args):
+    """The argument of a deep network for --normalization."""
+    return None if args.normalization == "none" else args.normalization
+
+
 def jit_compile(args):
-    """Whether XLA is faster: for all but the loops of Keras."""
+    """Whether XLA is faster for the whole step.
+
+    It is not for the loops of Keras, nor for deep networks: `training_step.py`
+    among the benchmarks, with and without `--jit`.
+    """
     if args.model == "dilated":
         return args.cell in ("rnn", "indrnn")
-    return args.model not in BASELINES
+    return args.model not in (*BASELINES, "stacked", "residual", "dense")
 
 
 def cosine(learning_rate, steps, warmup):
