@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
+from ind_rnn import IndRNN
 from ind_rnn_normalization import (
     BatchNormalization,
+    Concatenate,
+    Dense,
+    Dropout,
     LayerNormalization,
     RMSNormalization,
     TimeStepBatchNormalization,
 )
-from pairs import data, masked, weighted
+from ind_rnn_recurrence import _told
+from pairs import data, masked, softsign, weighted
 
 B, T, F, N = 4, 6, 3, 4
 STEPS = TimeStepBatchNormalization
@@ -197,6 +203,296 @@ def test_what_else_keras_can_do(kind, options, shape, mask):
         layer.build(shape)
         found.append(normalized(layer, x, "function", mask))
     assert_close(*found, 1e-6)
+
+
+def loss_and_gradients(model, *batches, mode="function"):
+    """Outputs, gradients and running statistics of training steps."""
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = model(x, training=True)
+            loss = weighted(tf.cast(y, "float64") ** 2)
+        weights = [w.value for w in model.trainable_weights]
+        gradients = tape.gradient(loss, [x, *weights])
+        return [y, *map(tf.convert_to_tensor, gradients)]
+
+    x = batches[0]
+    if mode != "eager":
+        spec = tf.TensorSpec([None] * (x.ndim - 1) + [x.shape[-1]], x.dtype)
+        step = tf.function(
+            step,
+            jit_compile=mode == "jit",
+            input_signature=[spec] if mode == "unknown" else None,
+        )
+    found = [each for x in batches for each in step(x)]
+    return [*found, *(w.value for w in model.non_trainable_weights)]
+
+
+def as_in_keras(model):
+    """The same network of Keras' layers, and IndRNN, none of which tells."""
+    of_keras = {
+        kind: getattr(keras.layers, kind.__name__)
+        for kind in (BatchNormalization, Concatenate, Dense, Dropout)
+    }
+
+    def clone(layer):
+        kind, config = type(layer), layer.get_config()
+        if kind is Dropout:
+            config["noise_shape"] = (None, 1, None)
+        if kind is IndRNN:
+            config["with_moments"] = False
+        return of_keras.get(kind, kind).from_config(config)
+
+    return keras.models.clone_model(model, clone_function=clone)
+
+
+def pair_of_networks(network, time=T, **options):
+    sizes = {
+        stacked_ind_rnn: {"units": N, "num_layers": 3},
+        residual_ind_rnn: {"units": N, "num_blocks": 2},
+        dense_ind_rnn: {"growth_rate": 2, "block_sizes": (1,)},
+    }[network]
+    model = network((time, F), num_outputs=2, **sizes, **options)
+    other = as_in_keras(model)
+    for each in (model, other):
+        for index, w in enumerate(each.weights):
+            value = data(*w.shape, phase=index)
+            w.assign(abs(value) if w.name == "moving_variance" else value)
+        for seed, layer in enumerate(each.layers):
+            if isinstance(layer, keras.layers.Dropout):
+                layer.seed_generator.state.assign([seed, seed])
+    return model, other
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+NETWORKS = stacked_ind_rnn, residual_ind_rnn, dense_ind_rnn
+OPTIONS = [
+    {},
+    {"dropout": 0.3},
+    {"place": "before"},
+    {"return_sequences": True, "activation": "tanh"},
+    {"stateful": True, "batch_size": B},
+]
+
+
+@pytest.mark.parametrize(
+    "network, options, mode",
+    [
+        *itertools.product([stacked_ind_rnn], OPTIONS, ["function"]),
+        *itertools.product(NETWORKS[1:], OPTIONS[:2], ["function"]),
+        *itertools.product(NETWORKS[:2], OPTIONS[1:2], ["jit"]),
+        *itertools.product([stacked_ind_rnn], OPTIONS[:2], ["eager"]),
+        *itertools.product([stacked_ind_rnn], OPTIONS[:2], ["unknown"]),
+    ],
+)
+def test_networks_train_as_with_keras(network, options, mode, float64):
+    time = None if mode == "unknown" else T
+    ours, of_keras = pair_of_networks(network, time, **options)
+    batches = [tf.constant(data(B, T, F, phase=call)) for call in range(2)]
+    found = loss_and_gradients(ours, *batches, mode=mode)
+    expected = loss_and_gradients(of_keras, *batches, mode=mode)
+    assert_close(found, expected, 1e-11)
+    predicted = [tf.function(model)(batches[0]) for model in (ours, of_keras)]
+    assert_close(predicted[:1], predicted[1:], 1e-11)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_networks_in_half_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        ours, of_keras = pair_of_networks(stacked_ind_rnn)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x = tf.constant(data(B, T, F), "float32")
+    tolerance = 0.02 if policy == "mixed_float16" else 0.15
+    assert_close(
+        loss_and_gradients(ours, x)[:1],
+        loss_and_gradients(of_keras, x)[:1],
+        tolerance,
+    )
+
+
+def needed(function, *arguments):
+    """The operations of a function that its results depend on."""
+    graph = function.get_concrete_function(*arguments).graph
+    found, rest = {}, [y.op for y in graph.outputs]
+    while rest:
+        operation = rest.pop()
+        if operation.name not in found:
+            found[operation.name] = operation
+            rest += [x.op for x in operation.inputs]
+    return found.values()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_nothing_normalizes_whole_sequences(network, dropout, training):
+    """The kernels hold it; and the bias is left to the recurrence."""
+    ours, of_keras = pair_of_networks(network, dropout=dropout)
+    x = tf.constant(data(B, T, F), "float32")
+    for model, least, most in ((ours, 0, 0), (of_keras, 3, 1000)):
+        function = tf.function(lambda x: model(x, training=training))
+        whole = [
+            operation.name
+            for operation in needed(function, x)
+            if "batch_normalization" in operation.name
+            and operation.outputs
+            and operation.outputs[0].shape[:2] == (B, T)
+        ]
+        assert least <= len(whole) <= most, whole
+
+
+def test_layers_between_need_not_know():
+    """What is not told is computed: nothing depends on it."""
+    inputs = keras.Input((T, F))
+    h = IndRNN(N, return_sequences=True, with_moments=True)(inputs)
+    y = BatchNormalization()(h)
+    z = keras.layers.Activation("tanh")(y)
+    both = keras.layers.Add()([Dense(N)(z), Dense(N)(y), y, h])
+    ours = keras.Model(inputs, both)
+    of_keras = as_in_keras(ours)
+    of_keras.set_weights(ours.get_weights())
+    x = tf.constant(data(B, T, F), "float32")
+    found = loss_and_gradients(ours, x)
+    assert_close(found, loss_and_gradients(of_keras, x), 1e-5)
+
+
+def test_a_frozen_one_takes_running_statistics():
+    ours, of_keras = pair_of_networks(stacked_ind_rnn)
+    for model in (ours, of_keras):
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
+    x = tf.constant(data(B, T, F), "float32")
+    found = loss_and_gradients(ours, x)
+    assert_close(found, loss_and_gradients(of_keras, x), 1e-5)
+
+
+CASES = {
+    "relu": {},
+    "tanh": {"activation": "tanh"},
+    "own": {"activation": softsign},
+    "backwards": {"go_backwards": True},
+    "dropout": {"recurrent_dropout": 0.4, "seed": 1},
+    "state": {"return_state": True},
+}
+
+
+@pytest.mark.parametrize(
+    "case, dtype, mode",
+    [
+        *itertools.product(CASES, ["float64"], ["function"]),
+        *itertools.product(["relu"], ["float64"], ["eager", "unknown", "jit"]),
+        *itertools.product(["own"], ["float64"], ["eager", "unknown", "jit"]),
+        ("relu", "float32", "function"),
+    ],
+)
+def test_moments_of_the_loop(case, dtype, mode):
+    """As of all outputs: the values, and what they pull back."""
+    found = []
+    for with_moments in (True, False):
+        layer = IndRNN(
+            N,
+            dtype=dtype,
+            return_sequences=True,
+            with_moments=with_moments,
+            recurrent_initializer=keras.initializers.RandomUniform(seed=2),
+            kernel_initializer=keras.initializers.RandomNormal(1, seed=3),
+            **CASES[case],
+        )
+
+        def step(x):
+            weights = [w.value for w in layer.trainable_weights]
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                h = layer(x, training=True)
+                h = h[0] if isinstance(h, (list, tuple)) else h
+                mean, variance = _told(h, "moments") or tf.nn.moments(h, (0, 1))
+                loss = (
+                    weighted(h)
+                    + weighted(mean[None])
+                    + 3 * weighted(tf.sqrt(variance[None] + 1e-3))
+                )
+            gradients = tape.gradient(loss, [x, *weights])
+            return [mean, variance, *gradients]
+
+        layer.build((None, None, F))
+        if mode != "eager":
+            spec = tf.TensorSpec([None, None, F], dtype)
+            step = tf.function(
+                step,
+                jit_compile=mode == "jit",
+                input_signature=[spec] if mode == "unknown" else None,
+            )
+        found.append([])
+        for time in (5, 9, 21):  # eagerly, the third one is padded
+            found[-1] += step(tf.constant(data(B, time, F), dtype))
+    assert_close(*found, 1e-11 if dtype == "float64" else 1e-5)
+
+
+def test_moments_in_parts():
+    """Of batches that several programs share."""
+    x = tf.constant(data(9, 300, 512), "float32")
+    layer = IndRNN(
+        512, use_kernel=False, return_sequences=True, with_moments=True
+    )
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            h = layer(x, training=True)
+            told, plain = _told(h, "moments"), tf.nn.moments(h, (0, 1))
+            told, plain = (weighted(tf.stack(m)) for m in (told, plain))
+        return [[m, tape.gradient(m, x)] for m in (told, plain)]
+
+    found, expected = step(x)
+    for a, b in zip(found, expected, strict=True):
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("offset", [1.0, 30.0, 1000.0])
+def test_moments_far_from_zero(offset):
+    """With what float32 knows of the outputs, not of their squares."""
+    x = offset + data(8, 500, N, scale=0.5)
+    layer = IndRNN(
+        N,
+        use_kernel=False,
+        recurrent_initializer="zeros",
+        return_sequences=True,
+        with_moments=True,
+    )
+    h = layer(tf.constant(x, "float32"), training=True)
+    mean, variance = _told(h, "moments")
+    np.testing.assert_allclose(mean, x.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(variance, x.var((0, 1)), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options, call",
+    [
+        ({"with_moments": False}, {}),
+        ({}, {"training": False}),
+        ({}, {"mask": np.ones((B, T), bool)}),
+        ({"implementation": "parallel"}, {}),
+        ({"unroll": True}, {}),
+    ],
+)
+def test_where_no_moments_are_told(options, call):
+    options = {"with_moments": True, "return_sequences": True} | options
+    h = IndRNN(N, **options)(data(B, T, F), **{"training": True} | call)
+    assert _told(h, "moments") is None
 
 
 @pytest.mark.parametrize("kind", ["batch", "layer"])
