@@ -1,8 +1,12 @@
-"""Normalization of deep networks, trained in about half of Keras' time.
+"""Normalization of deep networks, at a fraction of the time of Keras' layers.
 
-Layers with the arguments, weights, results and files of those of Keras. While
-they train on TensorFlow they take a kernel or a compiled program; everywhere
-else, and for what these cannot do, Keras' own code runs.
+The layers here have the arguments, weights, results and files of Keras' own,
+whose code runs on other backends than TensorFlow, and for what else it can do.
+
+Batch normalization is scale * x + shift. The recurrence before it finds its
+statistics, and the dense layer after it holds scale and shift in its kernel
+and bias: no pass over whole sequences is left. Each layer tells the next one
+what its result was made of (`_tell`), and TensorFlow computes what is read.
 
 Axis letters: B batch, T time, N features.
 """
