@@ -92,7 +92,7 @@ def network(args, inputs):
     shape = (args.frames, inputs)
     deep = {"dropout": args.dropout, "return_sequences": True}
     deep |= experiment.start(args, 2 ** (1 / args.frames))
-    deep["normalization"] = experiment.normalization(args)
+    deep |= experiment.normalization(args)
     if args.model == "stacked":
         body = stacked_ind_rnn(shape, args.units, args.layers, **deep)
     elif args.model == "residual":

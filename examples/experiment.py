@@ -112,13 +112,20 @@ def add_dilated(parser, hidden):
 
 
 def add_deep(parser, growth, block_sizes):
-    """Add --normalization, and the sizes of residual and dense networks."""
+    """Add options of deep networks: normalization, and sizes of some."""
     option(
         parser,
         "--normalization",
         "batch",
         "of --model stacked, residual and dense",
         choices=("batch", "layer", "rms", "none"),
+    )
+    option(
+        parser,
+        "--place",
+        "after",
+        "of the normalization: after or before the recurrence",
+        choices=("after", "before"),
     )
     text = "of --model residual; as in 1910.06251"
     option(parser, "--blocks", 5, text, type=count(1))
@@ -183,8 +190,9 @@ def dilated(args, time_steps, dropout=0.0, **options):
 
 
 def normalization(args):
-    """The argument of a deep network for --normalization."""
-    return None if args.normalization == "none" else args.normalization
+    """The arguments of a deep network for --normalization and --place."""
+    kind = None if args.normalization == "none" else args.normalization
+    return {"normalization": kind, "place": args.place}
 
 
 def jit_compile(args):

@@ -88,7 +88,7 @@ def recurrent_layers(args, batch_size):
         "stateful": True,
         "batch_size": batch_size,
         "dropout": args.dropout,
-        "normalization": experiment.normalization(args),
+        **experiment.normalization(args),
         "recurrent_max_abs": args.recurrent_max_abs,
         # Of either sign: a neuron may also tell a symbol from the one before.
         "recurrent_initializer": keras.initializers.RandomUniform(

@@ -112,7 +112,7 @@ def network(args):
     shape = (args.pad_noise, 1)
     deep = {"num_outputs": 10, "long_memory": True, "dropout": args.dropout}
     deep |= experiment.start(args, 2 ** (1 / args.pad_noise))
-    deep["normalization"] = experiment.normalization(args)
+    deep |= experiment.normalization(args)
     if args.model == "stacked":
         return stacked_ind_rnn(shape, args.units, args.layers, **deep)
     if args.model == "residual":
