@@ -320,6 +320,11 @@ class _Network:
             raise ValueError(
                 f'`place` must be "after" or "before", got {place!r}'
             )
+        if normalization is None and place != "after":
+            raise ValueError(
+                "`place` must be as it is by default without normalization, "
+                f"got {place!r} with `normalization=None`"
+            )
         if max_steps is not None and normalization != "batch":
             raise ValueError(
                 "`max_steps` must be None without batch normalization, got "
@@ -399,7 +404,9 @@ class _Network:
             recurrent_max_abs=self.recurrent_max_abs,
             return_sequences=True,
             stateful=self.stateful,
-            with_moments=self.normalization == "batch",
+            with_moments=self.normalization == "batch"
+            and self.place == "after"
+            and self.max_steps is None,
         )(x)
         return self.normalize(x) if self.place == "after" else x
 

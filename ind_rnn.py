@@ -70,8 +70,9 @@ class IndRNN(keras.layers.RNN):
             Default: "auto".
         with_moments: Whether training takes mean and variance of all outputs
             along, so that a `BatchNormalization` of `ind_rnn_normalization`
-            that follows costs next to nothing. With `return_sequences`, on
-            TensorFlow, without a mask. Default: False.
+            that follows costs next to nothing. It needs `return_sequences`; in
+            the sequential form alone, with more than one step, on TensorFlow,
+            without a mask and `unroll`. Default: False.
         **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
@@ -162,6 +163,11 @@ class IndRNN(keras.layers.RNN):
             "zero_output_for_mask": zero_output_for_mask,
         }
         _check_bools(**flags, with_moments=with_moments)
+        if with_moments and not return_sequences:
+            raise ValueError(
+                "`with_moments=True` needs `return_sequences=True`, got "
+                f"`return_sequences={return_sequences}`"
+            )
         _check_known(
             keras.regularizers.get, activity_regularizer=activity_regularizer
         )
@@ -279,7 +285,7 @@ class IndRNN(keras.layers.RNN):
             dropout=dropout,
             mask=mask,
             backwards=self.go_backwards,
-            moments=self.with_moments and self.return_sequences and training,
+            moments=self.with_moments and training,
         )
         outputs = h
         if mask is not None:

@@ -1,7 +1,7 @@
 """Normalization of deep networks, at a fraction of the time of Keras' layers.
 
-The layers here have the arguments, weights, results and files of Keras' own,
-whose code runs on other backends than TensorFlow, and for what else it can do.
+The layers here have the arguments, weights and results of Keras' own, whose
+code runs on other backends than TensorFlow, and for what else it can do.
 
 Batch normalization is scale * x + shift. The recurrence before it finds its
 statistics, and the dense layer after it holds scale and shift in its kernel
@@ -15,28 +15,31 @@ import keras
 from keras import ops
 
 from ind_rnn_cell import _integer, _number
-from ind_rnn_recurrence import _compiled, _has_xla, _on_gpu, _tell, _told
+from ind_rnn_recurrence import _has_xla, _on_gpu, _tell, _told
 
+tf = None
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
-else:
-    tf = None
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, at a fraction of its time.
 
-    Arguments, weights, results and files are the same. Over (B, T, N):
+    Arguments, weights, results and weight files are the same. Over (B, T, N):
 
-    - It takes the statistics that `IndRNN(with_moments=True)` has found on the
-      way; after other layers, TensorFlow's fused kernel does it all.
-    - What it computes, scale * x + shift, is not computed if `Dense`,
-      `Concatenate`, `Dropout` and `LastStep`, those of this module, are the
-      only ones to read it: `Dense` has it in its kernel and bias.
+    - Training takes the statistics that `IndRNN(with_moments=True)` has found
+      on the way; after other layers, TensorFlow's fused kernel, which there is
+      for float32 and half precision.
+    - In a `tf.function`, its result scale * x + shift is not computed if only
+      `Dense`, `Concatenate`, `Dropout` and `LastStep` of this module read it:
+      `Dense` holds it in kernel and bias. Not in half precision, nor on GPUs.
 
     With a mask, with `renorm` or `synchronized`, of other shapes, and on other
-    backends than TensorFlow, Keras' own code runs.
+    backends than TensorFlow, Keras' own code runs. Gradients of weights and
+    inputs are those of Keras; those of tensors between these layers are not,
+    for the layers go around them: for such gradients, take Keras' layers and
+    `with_moments=False`.
 
     Example:
         >>> BatchNormalization()(keras.ops.ones((2, 70, 3))).shape
@@ -61,7 +64,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         moments = self.moving_mean, self.moving_variance
         if training and self.trainable:
             moments = _told(inputs, "moments")
-            if moments is None and not _has_fused_kernel(inputs):
+            if moments is None and not _is_float32_or_half(inputs):
                 return super().call(inputs, training=training)
             if moments is None:
                 y, *moments = _fused_batch_norm(
@@ -83,9 +86,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             (self.moving_mean, mean),
             (self.moving_variance, variance),
         ):
-            value = ops.cast(ops.stop_gradient(value), moving.dtype)
-            mixed = self.momentum * moving + (1 - self.momentum) * value
-            moving.assign(mixed)
+            before = ops.cast(moving, value.dtype)
+            mixed = self.momentum * before + (1 - self.momentum) * value
+            moving.assign(ops.cast(ops.stop_gradient(mixed), moving.dtype))
 
 
 # What batch normalization makes is told as what it was made of. Where nobody
@@ -101,8 +104,12 @@ def _affine(y, x, scale, shift):
         shift: (1 or B, 1, N).
     """
     # Eagerly, y has been computed. In half precision, x at a distance from 0
-    # would lose digits in matrix products.
-    if not tf.executing_eagerly() and x.dtype in (tf.float32, tf.float64):
+    # would lose digits in matrix products, and GPUs round float32 to as few.
+    if (
+        not tf.executing_eagerly()
+        and x.dtype in (tf.float32, tf.float64)
+        and not _on_gpu(x)
+    ):
         _tell(y, affine=(x, scale, shift))
     return y
 
@@ -111,10 +118,13 @@ def _affine(y, x, scale, shift):
 class Dense(keras.layers.Dense):
     """`keras.layers.Dense` that can hold the normalization before it.
 
-    Arguments, weights, results and files are the same. After a
+    Arguments, weights, results and weight files are the same. After a
     `BatchNormalization` of this module:
 
         (scale * x + shift) @ W + b = x @ (scale * W) + (shift @ W + b)
+
+    and an `IndRNN` after it, without kernel and bias, adds the bias in its
+    loop.
     """
 
     def call(self, inputs, training=None):
@@ -139,18 +149,38 @@ class Dense(keras.layers.Dense):
                 _tell(y, sum=(x, bias))
         return y if self.activation is None else self.activation(y)
 
+    def quantize(self, mode=None, type_check=True, **options):
+        # Keras quantizes its own class alone, unless told not to look.
+        return super().quantize(mode, type_check=False, **options)
+
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class Dropout(keras.layers.Dropout):
-    """`keras.layers.Dropout` of whole features of a sequence, (B, 1, N).
+    """`keras.layers.Dropout` with one mask for all steps of a sequence.
 
-    Otherwise as Keras': same arguments but for `noise_shape`.
+    Arguments:
+        rate, seed, **kwargs: As Keras'. The shape of the mask is (B, 1, N).
+
+    Call arguments:
+        inputs: (B, T, N).
+        training: Whether to drop. Default: False.
+
+    Returns:
+        (B, T, N).
+
+    Raises:
+        ValueError: If inputs have another rank.
     """
 
     def __init__(self, rate, seed=None, **kwargs):
         super().__init__(rate, noise_shape=(None, 1, None), seed=seed, **kwargs)
 
     def call(self, inputs, training=False):
+        if len(inputs.shape) != 3:
+            raise ValueError(
+                "`inputs` must have shape (batch, time, features), got "
+                f"{tuple(inputs.shape)}"
+            )
         if not training or self.rate == 0:
             return inputs
         factor = super().call(ops.ones_like(inputs[:, :1]), training=True)
@@ -169,23 +199,50 @@ class Dropout(keras.layers.Dropout):
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class Concatenate(keras.layers.Concatenate):
-    """`keras.layers.Concatenate` that hands on what is told of its inputs."""
+    """`keras.layers.Concatenate`, also of what normalizations tell.
+
+    Arguments and results are the same.
+    """
 
     def call(self, inputs):
         y = super().call(inputs)
         affines = [_told(x, "affine") for x in inputs]
         if self.axis != -1 or not any(affines):
             return y
-        parts = []
+        xs, scales, shifts = [], [], []
         for x, affine in zip(inputs, affines):
-            x, scale, shift = affine or (x, ops.ones_like(x[0, 0]), 0)
-            parts.append((x, scale, ops.zeros_like(x[:, :1]) + shift))
-        return _affine(y, *(ops.concatenate(p, axis=-1) for p in zip(*parts)))
+            units = x.shape[-1:]
+            ones, zeros = ops.ones(units, x.dtype), ops.zeros(units, x.dtype)
+            x, scale, shift = affine or (x, ones, zeros[None, None])
+            xs.append(x)
+            scales.append(scale)
+            shifts.append(shift)
+        if any(shift.shape[0] != 1 for shift in shifts):
+            shifts = [ops.zeros_like(y[:, :1, :1]) + each for each in shifts]
+        return _affine(
+            y,
+            *(ops.concatenate(each, axis=-1) for each in (xs, scales, shifts)),
+        )
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class LastStep(keras.layers.Layer):
-    """x_T of (B, T, N), without the normalization of the steps before it."""
+    """The last step alone: it is normalized without those before it.
+
+    Call arguments:
+        inputs: (B, T, N).
+
+    Returns:
+        (B, N).
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.input_spec = keras.layers.InputSpec(ndim=3)
+
+    def compute_mask(self, inputs, mask=None):
+        return None
 
     def call(self, inputs):
         affine = _told(inputs, "affine")
@@ -198,7 +255,7 @@ class LastStep(keras.layers.Layer):
         return input_shape[0], input_shape[2]
 
 
-def _has_fused_kernel(x):
+def _is_float32_or_half(x):
     return tf is not None and x.dtype in (tf.float32, tf.float16, tf.bfloat16)
 
 
@@ -225,7 +282,8 @@ def _fused_batch_norm(x, gamma, beta, epsilon):
         epsilon=epsilon,
     )
     # The kernel's is that of a sample: divided by count - 1.
-    count = tf.cast(tf.size(x) / tf.size(gamma), "float32")
+    count = tf.size(x, tf.int64) / tf.size(gamma, tf.int64)
+    count = tf.cast(count, "float32")
     variance *= (count - 1) / count
     return y, tf.stop_gradient(mean), tf.stop_gradient(variance)
 
@@ -234,13 +292,13 @@ def _fused_batch_norm(x, gamma, beta, epsilon):
 class LayerNormalization(keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization`, trained in about half of its time.
 
-    Arguments, weights, results and files are the same. Training over (..., N)
-    of known sizes, but for the first, takes a program of XLA's; in float64,
-    over other axes, on a GPU, in eager mode, Keras' own code runs.
+    Arguments, weights, results and weight files are the same. Training over
+    (..., N) of known sizes, but for the first, takes a program of XLA's; in
+    float64, over other axes, on a GPU, in eager mode, Keras' own code runs.
 
     Call arguments:
         inputs: (..., N).
-        training: Whether gradients will be asked for. Default: False.
+        training: Whether gradients will be asked for. Default: None, no.
 
     Example:
         >>> LayerNormalization()(keras.ops.ones((2, 70, 3))).shape
@@ -250,7 +308,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
     def call(self, inputs, training=None):
         last = len(inputs.shape) - 1
         if (
-            not training
+            training is not True
             or self.rms_scaling
             or self.axis not in ([-1], [last])
             or not _has_program(inputs)
@@ -281,7 +339,7 @@ class RMSNormalization(keras.layers.Layer):
 
     Call arguments:
         inputs: (..., N).
-        training: Whether gradients will be asked for. Default: False.
+        training: Whether gradients will be asked for. Default: None, no.
 
     Returns:
         (..., N).
@@ -305,7 +363,7 @@ class RMSNormalization(keras.layers.Layer):
         )
 
     def call(self, inputs, training=None):
-        if training and _has_program(inputs):
+        if training is True and _has_program(inputs):
             return _normalize_features(
                 inputs,
                 self.scale,
@@ -328,7 +386,7 @@ class RMSNormalization(keras.layers.Layer):
 def _has_program(x):
     """Whether `_normalize_features` pays, and can be."""
     return (
-        _has_fused_kernel(x)
+        _is_float32_or_half(x)
         and None not in x.shape[1:]
         and not tf.executing_eagerly()
         and _has_xla()
@@ -363,7 +421,14 @@ def _normalize_features(x, gamma, beta, *, epsilon, centered):
     return normalize(x, *(ops.cast(w, "float32") for w in (gamma, beta)))
 
 
-@_compiled
+def _program(function):
+    """A program of XLA's for each shape, on TensorFlow."""
+    if tf is None:
+        return function
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+@_program
 def _forward(x, gamma, beta, *, epsilon, centered):
     rows = _rows(x)
     mean = _mean(rows) if centered else tf.zeros((1, 1))
@@ -373,7 +438,7 @@ def _forward(x, gamma, beta, *, epsilon, centered):
     return tf.reshape(tf.cast(y, x.dtype), tf.shape(x)), mean, scale
 
 
-@_compiled
+@_program
 def _backward(g, x, gamma, mean, scale, *, centered):
     """The gradients of x, gamma and beta, from g, that of y.
 
@@ -479,7 +544,7 @@ class TimeStepBatchNormalization(keras.layers.Layer):
 
     def call(self, inputs, training=False, mask=None):
         training = training and self.trainable
-        if training and mask is None and _has_fused_kernel(inputs):
+        if training and mask is None and _is_float32_or_half(inputs):
             return self._fused(inputs)
         x = ops.cast(inputs, self.wide)
         if training:

@@ -337,16 +337,19 @@ def _differentiable(forward, backward, a, u, b, h0, options, cut=None):
 
 
 # What one layer tells the next. Keras hands on tensors; they can have
-# attributes, as its `_keras_mask` shows. A layer that does not know of them
-# makes a tensor without: then nothing is told, and nothing is wrong.
+# attributes, as its `_keras_mask` shows. A fact is about the values of its
+# tensor, whoever has it. A layer that does not know of facts makes a tensor
+# without, and those after it compute all there is to compute.
 
 
 def _tell(x, **facts):
+    """Attach facts to x: `moments`, `affine`, `sum`."""
     for name, value in facts.items():
         setattr(x, f"_ind_rnn_{name}", value)
 
 
 def _told(x, name):
+    """A fact that was attached to x, or None."""
     return getattr(x, f"_ind_rnn_{name}", None)
 
 
@@ -399,24 +402,22 @@ def _forward(
 
     def step(t, h, out, *sums):
         h = state(t, h)
-        if sums:
-            off = _total(h) - center
-            sums = sums[0] + off, sums[1] + off * off
+        sums = [x + _total(h) for x in sums]
         return t + 1, h, _put(out, t, h), *sums
 
-    sums = ()
-    if moments:
-        # Around the first state, for sums around 0 lose digits far from it.
-        center = _total(state(0, h0))
-        sums = (ops.zeros_like(center),) * 2
+    sums = [ops.zeros_like(_total(h0))] if moments else []
     _, _, out, *sums = ops.while_loop(
         lambda t, *_: t < length, step, (0, h0, ops.zeros_like(a), *sums)
     )
     out = _numbers(out)
     if not moments:
         return out
-    mean, square = (x / ops.cast(length, x.dtype) for x in sums)
-    return out, center + mean, ops.maximum(square - mean * mean, 0)
+    mean = sums[0] / ops.cast(length, sums[0].dtype)
+    off = _total(out) - mean[:, None]
+    steps = ops.arange(ops.shape(out)[1])[:, None] < length
+    off = ops.where(steps, off, ops.zeros_like(off))
+    variance = ops.sum(off * off, axis=1) / ops.cast(length, off.dtype)
+    return out, mean, variance
 
 
 def _of_all(means, variances):

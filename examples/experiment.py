@@ -192,6 +192,8 @@ def dilated(args, time_steps, dropout=0.0, **options):
 def normalization(args):
     """The arguments of a deep network for --normalization and --place."""
     kind = None if args.normalization == "none" else args.normalization
+    if kind is None and args.place != "after":
+        raise UserError(f"--normalization none has no --place {args.place}")
     return {"normalization": kind, "place": args.place}
 
 

@@ -162,15 +162,15 @@ class Wiring:
 
 
 @every_network
-@pytest.mark.parametrize("place", ["after", "before"])
 @pytest.mark.parametrize(
-    "normalization, max_steps",
+    "normalization, place, max_steps",
     [
-        ("batch", None),
-        ("batch", 4),
-        ("layer", None),
-        ("rms", None),
-        (None,) * 2,
+        ("batch", "after", None),
+        ("batch", "before", None),
+        ("batch", "after", 4),
+        ("layer", "after", None),
+        ("rms", "before", None),
+        (None, "after", None),
     ],
 )
 @pytest.mark.parametrize(
@@ -434,8 +434,16 @@ def test_last_dropout_of_zero_is_none():
 
 
 @every_network
-@pytest.mark.parametrize("place", ["after", "before"])
-@pytest.mark.parametrize("kind", ["batch", "layer", "rms", None])
+@pytest.mark.parametrize(
+    "kind, place",
+    [
+        ("batch", "after"),
+        ("batch", "before"),
+        ("layer", "before"),
+        ("rms", "after"),
+        (None, "after"),
+    ],
+)
 def test_stateful_chunks_are_the_whole(network, kind, place, float64):
     given = {"normalization": kind, "place": place}
     options = {"return_sequences": True, **given}
@@ -583,6 +591,8 @@ def test_errors_name_argument_and_value(network):
             small(network, shape)
     with pytest.raises(ValueError, match="`max_steps`.*3"):
         small(network, max_steps=3, normalization="layer")
+    with pytest.raises(ValueError, match="`place`.*before"):
+        small(network, place="before", normalization=None)
     for name, value in (("normalization", "rms"), ("place", "before")):
         options = {name: value, "batch_normalization": "after"}
         with pytest.raises(ValueError, match=f"`{name}`.*{value}"):

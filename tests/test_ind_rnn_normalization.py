@@ -15,6 +15,7 @@ from ind_rnn_normalization import (
     Concatenate,
     Dense,
     Dropout,
+    LastStep,
     LayerNormalization,
     RMSNormalization,
     TimeStepBatchNormalization,
@@ -465,18 +466,92 @@ def test_moments_in_parts():
 @pytest.mark.parametrize("offset", [1.0, 30.0, 1000.0])
 def test_moments_far_from_zero(offset):
     """With what float32 knows of the outputs, not of their squares."""
-    x = offset + data(8, 500, N, scale=0.5)
+    time = 20_000
+    x = offset + data(2, time, N, scale=0.01 * offset)
     layer = IndRNN(
         N,
         use_kernel=False,
-        recurrent_initializer="zeros",
+        recurrent_initializer=keras.initializers.Constant(0.9),
         return_sequences=True,
         with_moments=True,
     )
     h = layer(tf.constant(x, "float32"), training=True)
     mean, variance = _told(h, "moments")
-    np.testing.assert_allclose(mean, x.mean((0, 1)), rtol=1e-6)
-    np.testing.assert_allclose(variance, x.var((0, 1)), rtol=1e-3)
+    exact = h.numpy().astype("float64")
+    np.testing.assert_allclose(mean, exact.mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(variance, exact.var((0, 1)), rtol=1e-3)
+
+
+def test_moments_need_all_steps():
+    with pytest.raises(ValueError, match="`with_moments=True`.*False"):
+        IndRNN(N, with_moments=True)
+
+
+def test_dropout_is_for_sequences():
+    with pytest.raises(ValueError, match=r"`inputs`.*\(2, 3\)"):
+        Dropout(0.3)(np.ones((2, 3)))
+    layer = Dropout(0.3, seed=1)
+    assert "noise_shape" not in layer.get_config()
+    assert Dropout.from_config(layer.get_config()).rate == 0.3
+
+
+def test_the_last_step_of_masked_sequences():
+    layers = IndRNN(N, return_sequences=True), LastStep()
+    model = keras.Sequential([keras.layers.Masking(), *layers])
+    assert model(data(B, T, F)).shape == (B, N)
+    with pytest.raises(ValueError, match="expected ndim=3"):
+        LastStep()(np.ones((2, 3)))
+
+
+def test_an_empty_batch_is_concatenated():
+    norm = BatchNormalization()
+    join = Concatenate()
+
+    @tf.function(input_signature=[tf.TensorSpec((None, T, F))])
+    def call(x):
+        return join([norm(x), x])
+
+    assert call(np.zeros((0, T, F))).shape == (0, T, 2 * F)
+    x = data(B, T, F).astype("float32")
+    expected = np.concatenate([norm(x), x], axis=-1)
+    np.testing.assert_allclose(call(x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_dense_layers_are_quantized(lora):
+    ours, of_keras = pair_of_networks(stacked_ind_rnn)
+    x = tf.constant(data(B, T, F), "float32")
+    for model in (ours, of_keras):
+        for layer in model.layers:
+            if not isinstance(layer, keras.layers.Dense):
+                continue
+            if not lora:
+                layer.quantize("int8")
+                continue
+            layer.enable_lora(2)
+            for w in (layer.lora_kernel_a, layer.lora_kernel_b):
+                w.assign(data(*w.shape))
+    kinds = {
+        layer.quantization_mode
+        for layer in ours.layers
+        if isinstance(layer, Dense)
+    }
+    assert kinds == {None if lora else "int8"}
+    found, expected = (tf.function(model)(x) for model in (ours, of_keras))
+    assert_close([found], [expected], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_running_statistics_in_half_precision(dtype):
+    """Mixed in float32 and rounded once, as in Keras."""
+    x = tf.cast(3 + 2 * data(64, T, F), dtype)
+    layers = [kind(dtype=dtype) for kind in KINDS["batch"]]
+    for layer in layers:
+        for _ in range(100):
+            layer(x, training=True)
+    for a, b in zip(*(layer.weights for layer in layers), strict=True):
+        a, b = (tf.cast(w.value, "float32") for w in (a, b))
+        np.testing.assert_allclose(a, b, rtol=0.02)
 
 
 @pytest.mark.parametrize(
