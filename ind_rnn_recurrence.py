@@ -390,7 +390,8 @@ def _forward(
     moments=False,
 ):
     """h; with `moments`, mean and variance (B, N) of each sequence as well."""
-    length = ops.shape(a)[1] if length is None else length
+    padded = length is not None
+    length = length if padded else ops.shape(a)[1]
     u, b, h0 = (_wide(x, activation) for x in (u, b, h0))
     u = u if dropout is None else u * _wide(dropout, activation)
     a = _bits(a)
@@ -414,8 +415,9 @@ def _forward(
         return out
     mean = sums[0] / ops.cast(length, sums[0].dtype)
     off = _total(out) - mean[:, None]
-    steps = ops.arange(ops.shape(out)[1])[:, None] < length
-    off = ops.where(steps, off, ops.zeros_like(off))
+    if padded:
+        steps = ops.arange(ops.shape(out)[1])[:, None] < length
+        off = ops.where(steps, off, ops.zeros_like(off))
     variance = ops.sum(off * off, axis=1) / ops.cast(length, off.dtype)
     return out, mean, variance
 
