@@ -54,6 +54,18 @@ KINDS = {
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
+def traced(step, mode, x):
+    """A function of arrays like x: eager, traced, compiled; of any sizes."""
+    if mode == "eager":
+        return step
+    spec = tf.TensorSpec([None] * (x.ndim - 1) + [x.shape[-1]], x.dtype)
+    return tf.function(
+        step,
+        jit_compile=mode == "jit",
+        input_signature=[spec] if mode == "unknown" else None,
+    )
+
+
 def normalized(layer, x, mode, mask=None):
     """Outputs, gradients and statistics of two training steps."""
     options = {"training": True} | ({} if mask is None else {"mask": mask})
@@ -66,13 +78,7 @@ def normalized(layer, x, mode, mask=None):
         weights = [w.value for w in layer.trainable_weights]
         return [y, *tape.gradient(loss, [x, *weights])]
 
-    if mode != "eager":
-        spec = tf.TensorSpec([None] * (x.ndim - 1) + [x.shape[-1]], x.dtype)
-        step = tf.function(
-            step,
-            jit_compile=mode == "jit",
-            input_signature=[spec] if mode == "unknown" else None,
-        )
+    step = traced(step, mode, x)
     found = [*step(x), *step(x / 2)]
     return found + [w.value for w in layer.non_trainable_weights]
 
@@ -218,14 +224,7 @@ def loss_and_gradients(model, *batches, mode="function"):
         gradients = tape.gradient(loss, [x, *weights])
         return [y, *map(tf.convert_to_tensor, gradients)]
 
-    x = batches[0]
-    if mode != "eager":
-        spec = tf.TensorSpec([None] * (x.ndim - 1) + [x.shape[-1]], x.dtype)
-        step = tf.function(
-            step,
-            jit_compile=mode == "jit",
-            input_signature=[spec] if mode == "unknown" else None,
-        )
+    step = traced(step, mode, batches[0])
     found = [each for x in batches for each in step(x)]
     return [*found, *(w.value for w in model.non_trainable_weights)]
 
@@ -428,16 +427,10 @@ def test_moments_of_the_loop(case, dtype, mode):
             return [mean, variance, *gradients]
 
         layer.build((None, None, F))
-        if mode != "eager":
-            spec = tf.TensorSpec([None, None, F], dtype)
-            step = tf.function(
-                step,
-                jit_compile=mode == "jit",
-                input_signature=[spec] if mode == "unknown" else None,
-            )
-        found.append([])
-        for time in (5, 9, 21):  # eagerly, the third one is padded
-            found[-1] += step(tf.constant(data(B, time, F), dtype))
+        # Eagerly, the third length is padded.
+        batches = [tf.constant(data(B, t, F), dtype) for t in (5, 9, 21)]
+        step = traced(step, mode, batches[0])
+        found.append([each for x in batches for each in step(x)])
     assert_close(*found, 1e-11 if dtype == "float64" else 1e-5)
 
 
