@@ -396,13 +396,10 @@ def _forward(
     u = u if dropout is None else u * _wide(dropout, activation)
     a = _bits(a)
 
-    def state(t, h):
+    def step(t, h, out, *sums):
         s = length - 1 - t if backwards else t
         new = activation(_wide(_at(a, s), activation) + u * h + b)
-        return new if mask is None else ops.where(_at(mask, t), new, h)
-
-    def step(t, h, out, *sums):
-        h = state(t, h)
+        h = new if mask is None else ops.where(_at(mask, t), new, h)
         sums = [x + _total(h) for x in sums]
         return t + 1, h, _put(out, t, h), *sums
 
