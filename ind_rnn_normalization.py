@@ -183,7 +183,10 @@ class Dropout(keras.layers.Dropout):
             )
         if not training or self.rate == 0:
             return inputs
-        factor = super().call(ops.ones_like(inputs[:, :1]), training=True)
+        ones = ops.ones_like(inputs[:, :1])
+        factor = super().call(ones, training=True)
+        # TensorFlow has forgotten the sizes of what it dropped.
+        factor = ops.reshape(factor, ops.shape(ones))
         y = inputs * factor
         affine = _told(inputs, "affine")
         if affine is None:
@@ -211,9 +214,10 @@ class Concatenate(keras.layers.Concatenate):
             return y
         xs, scales, shifts = [], [], []
         for x, affine in zip(inputs, affines):
-            units = x.shape[-1:]
-            ones, zeros = ops.ones(units, x.dtype), ops.zeros(units, x.dtype)
-            x, scale, shift = affine or (x, ones, zeros[None, None])
+            if affine is None:
+                ones = tf.ones(tf.shape(x)[-1:], x.dtype)
+                affine = x, ones, tf.zeros_like(ones)[None, None]
+            x, scale, shift = affine
             xs.append(x)
             scales.append(scale)
             shifts.append(shift)

@@ -484,6 +484,14 @@ def test_dropout_is_for_sequences():
     with pytest.raises(ValueError, match=r"`inputs`.*\(2, 3\)"):
         Dropout(0.3)(np.ones((2, 3)))
     layer = Dropout(0.3, seed=1)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, F))])
+    def call(x):
+        y = layer(x, training=True)
+        assert y.shape == (None, None, F)
+        return y
+
+    assert call(data(B, T, F)).shape == (B, T, F)
     assert "noise_shape" not in layer.get_config()
     assert Dropout.from_config(layer.get_config()).rate == 0.3
 
