@@ -58,9 +58,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         wide = keras.backend.result_type(inputs.dtype, "float32")
         units = inputs.shape[-1]
-        gamma = self.gamma if self.scale else ops.ones((units,))
-        beta = self.beta if self.center else ops.zeros((units,))
-        gamma, beta = ops.cast(gamma, wide), ops.cast(beta, wide)
+        gamma, beta = (ops.cast(w, wide) for w in _scale_and_shift(self, units))
         moments = self.moving_mean, self.moving_variance
         if training and self.trainable:
             moments = _told(inputs, "moments")
@@ -259,6 +257,12 @@ class LastStep(keras.layers.Layer):
         return input_shape[0], input_shape[2]
 
 
+def _scale_and_shift(layer, units):
+    """gamma and beta of one of Keras' layers, ones and zeros for none."""
+    gamma = layer.gamma if layer.scale else ops.ones((units,))
+    return gamma, layer.beta if layer.center else ops.zeros((units,))
+
+
 def _is_float32_or_half(x):
     return tf is not None and x.dtype in (tf.float32, tf.float16, tf.bfloat16)
 
@@ -319,8 +323,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
         ):
             return super().call(inputs)
         units = inputs.shape[-1]
-        gamma = self.gamma if self.scale else ops.ones((units,))
-        beta = self.beta if self.center else ops.zeros((units,))
+        gamma, beta = _scale_and_shift(self, units)
         return _normalize_features(
             inputs, gamma, beta, epsilon=float(self.epsilon), centered=True
         )

@@ -10,6 +10,7 @@ the activations of each layer once more (`tf.recompute_grad`) instead of
 keeping them.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -46,41 +47,31 @@ def recomputed(model):
 
 def measure(args):
     """Peak memory and seconds of one network, in this process."""
-    import keras
     import tensorflow as tf
 
     import training_step
 
-    args.network, time_steps = "stacked", args.time_steps
-    args.time_steps = None
+    time_steps = args.time_steps
+    args.network, args.time_steps = "stacked", None
     rows = training_step.IND_RNN | training_step.OTHERS
     kind = "batch" if args.name == "IndRNN" else "batch, of Keras"
     model = rows[args.name, kind](args)
-    parts = recomputed(model) if args.recompute else None
-    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.Adam()
-    optimizer.build(model.trainable_variables)
-    variables = [variable.value for variable in model.trainable_variables]
+    forward = None
+    if args.recompute:
+        blocks = recomputed(model)
 
-    @tf.function
-    def step(x, y):
-        with tf.GradientTape() as tape:
-            if parts is None:
-                x = model(x, training=True)
-            else:
-                for part in parts:
-                    x = part(x)
-            loss = loss_of(y, x)
-        optimizer.apply(tape.gradient(loss, variables))
-        return loss
+        def forward(x):
+            return functools.reduce(lambda x, block: block(x), blocks, x)
+
+    step = training_step.make_step(model, forward=forward)
 
     def batch(time_steps):
         x = tf.random.normal((args.batch, time_steps, 1), seed=1)
         return x, tf.zeros(args.batch, "int32")
 
-    step(*batch(20))
+    step(batch(20))
     before, start = peak(), time.perf_counter()
-    step(*batch(time_steps))
+    step(batch(time_steps))
     found = {"memory": peak() - before, "seconds": time.perf_counter() - start}
     print(json.dumps(found))
 

@@ -1,4 +1,4 @@
-"""Warnings are errors, but for one that an old Keras is wrong about."""
+"""What all tests share: a seed, and a warning that old Keras is wrong about."""
 
 import importlib.metadata
 import random
