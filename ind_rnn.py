@@ -257,6 +257,8 @@ class IndRNN(keras.layers.RNN):
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
         cell = self.cell
+        if sequences.shape[1] == 1:
+            return self._one_step(sequences, initial_state, mask, training)
         activation = None if self.unroll else fused_activation(cell)
         if activation is None:
             return super().inner_loop(
@@ -272,9 +274,8 @@ class IndRNN(keras.layers.RNN):
         if mask is not None and self.go_backwards:
             mask = ops.flip(mask, axis=1)
         projected, bias = cell.project(sequences), cell.bias
-        if not cell.use_kernel and not cell.use_bias:
-            # A layer before this one may have left its bias to the loop.
-            projected, bias = _told(sequences, "sum") or (projected, bias)
+        if told := self._told_sum(sequences):
+            projected, bias = told
         h = recurrence(
             projected,
             cell.bounded_recurrent_kernel,
@@ -294,6 +295,23 @@ class IndRNN(keras.layers.RNN):
                 mask = ops.cumsum(ops.cast(mask, "int32"), axis=1) > 0
             outputs = ops.where(mask[:, :, None], h, ops.zeros_like(h))
         return outputs[:, -1], outputs, [h[:, -1]]
+
+    def _one_step(self, sequences, initial_state, mask, training):
+        """`inner_loop` without a loop."""
+        x = sequences[:, 0]
+        if told := self._told_sum(sequences):
+            x = told[0][:, 0] + told[1]
+        output, states = self.cell(x, initial_state, training=training)
+        if mask is not None:
+            states = [ops.where(mask, states[0], initial_state[0])]
+            output = ops.where(mask, output, ops.zeros_like(output))
+        return output, output[:, None], states
+
+    def _told_sum(self, sequences):
+        """A layer before this one may have left its bias to the loop."""
+        if self.cell.use_kernel or self.cell.use_bias:
+            return None
+        return _told(sequences, "sum")
 
     def get_config(self):
         config = super().get_config()

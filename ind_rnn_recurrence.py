@@ -184,8 +184,6 @@ def recurrence(
     u, b, h0 = map(to_tensor, (u, b, h0))
     options = {"activation": activation, "dropout": dropout}
     length = a.shape[1]
-    if length == 1:
-        return _one_step(a, u, b, h0, mask=mask, backwards=backwards, **options)
     parallel = _is_parallel(implementation, activation, a)
     if parallel:
         passes = _parallel_forward, _parallel_backward
@@ -364,12 +362,6 @@ def _compiled(function=None, **options):
     if jax:
         return jax.jit(function, static_argnames=("activation", "backwards"))
     return function
-
-
-def _one_step(a, u, b, h0, *, activation, dropout, mask, backwards):
-    h = h0 if dropout is None else h0 * dropout
-    h = activation(a[:, 0] + u * h + b)
-    return (h if mask is None else ops.where(mask, h, h0))[:, None]
 
 
 # The sequential form.
