@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
+from ind_rnn_recurrence import without_xla
 from pairs import (
     AXES,
     CELL_OPTIONS,
@@ -601,3 +602,26 @@ def test_weights_of_keras_ind_rnn():
     np.testing.assert_allclose(layer(x), h, rtol=1e-12)
     layer.set_weights([kernel, u, bias])
     assert np.abs(layer(x) - h).max() > 0.1
+
+
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_one_step_has_no_loop(activation):
+    layer = IndRNN(3, activation, return_sequences=True, return_state=True)
+    x = tf.reshape(tf.range(1.0, 9.0) / 8, (2, 1, 4))
+    h = tf.reshape(tf.range(1.0, 7.0) / 6, (2, 3))
+    y, state = layer(x, initial_state=h)
+    expected, _ = layer.cell(x[:, 0], h)
+    np.testing.assert_array_equal(y[:, 0], expected)
+    np.testing.assert_array_equal(state, expected)
+
+    with without_xla():
+        step = tf.function(lambda x, h: layer(x, initial_state=h))
+        graph = step.get_concrete_function(x, h).graph
+    types = {each.type for each in graph.get_operations()}
+    assert not types & {"While", "StatelessWhile", "PartitionedCall"}
+
+    # The first step of all is masked: its output is zeros, by Keras' rule.
+    mask = np.array([[False], [True]])
+    y, state = layer(x, initial_state=h, mask=mask)
+    np.testing.assert_array_equal(y[:, 0], np.where(mask, expected, 0))
+    np.testing.assert_array_equal(state, np.where(mask, expected, h))
