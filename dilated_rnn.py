@@ -199,7 +199,7 @@ class DilatedRNN(keras.layers.Layer):
                 "`sequences` must have at least one time step, got shape "
                 f"{tuple(sequences.shape)}"
             )
-        mask = _time_mask(mask, sequences)
+        mask = _of_time("mask", mask, sequences)
         sequences = ops.cast(sequences, self.compute_dtype)  # integers too
         # Time first: so laid out, a sequence falls into phases, and phases
         # into a sequence, without any work.
@@ -486,8 +486,9 @@ def _ind_rnn(units, **options):
         from ind_rnn import IndRNN  # which no other cell needs
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            '`cell_type="IndRNN"` needs ind_rnn.py, ind_rnn_recurrence.py and '
-            f"ind_rnn_cell.py, not only dilated_rnn.py: {error}"
+            '`cell_type="IndRNN"` needs ind_rnn.py, ind_rnn_recurrence.py, '
+            "reset_rnn.py and ind_rnn_cell.py, not only dilated_rnn.py: "
+            f"{error}"
         ) from error
 
     return IndRNN(units, **options)
@@ -797,26 +798,26 @@ def _pick(x, index):
     return ops.where(index[:, :, None] >= 0, y, ops.zeros_like(y))
 
 
-def _time_mask(mask, sequences):
-    """A mask as bools of shape (B, T), or None. As in ind_rnn.py."""
-    if isinstance(mask, (list, tuple)):
+def _of_time(name, values, sequences):
+    """A mask or resets as bools (B, T), or None. As in reset_rnn.py."""
+    if isinstance(values, (list, tuple)):
         # One mask for each input, as Keras has it, or numbers in lists.
-        first = mask[0] if mask else None
+        first = values[0] if values else None
         is_mask = first is None or len(getattr(first, "shape", ())) > 1
-        mask = first if is_mask else np.array(mask)
-    if mask is None:
+        values = first if is_mask else np.array(values)
+    if values is None:
         return None
-    mask = ops.convert_to_tensor(mask)
+    values = ops.convert_to_tensor(values)
     expected = tuple(sequences.shape[:2])
-    if len(mask.shape) == 3 and mask.shape[2] == 1:
-        mask = mask[:, :, 0]
-    if not _fits(mask.shape, expected):
+    if len(values.shape) == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if not _fits(values.shape, expected):
         raise ValueError(
-            f"`mask` must have shape (batch, time), here {expected}, got "
-            f"{tuple(mask.shape)}"
+            f"`{name}` must have shape (batch, time), here {expected}, got "
+            f"{tuple(values.shape)}"
         )
     # A size unknown until now must not be broadcast.
-    return ops.cast(ops.reshape(mask, ops.shape(sequences)[:2]), "bool")
+    return ops.cast(ops.reshape(values, ops.shape(sequences)[:2]), "bool")
 
 
 def _fits(shape, expected):

@@ -5,7 +5,6 @@ letters: B batch, T time, F input features, N units.
 """
 
 import keras
-import numpy as np
 from keras import ops
 
 from ind_rnn_cell import (
@@ -13,17 +12,205 @@ from ind_rnn_cell import (
     _check_bools,
     _check_known,
     _check_state,
-    _fits,
 )
-from ind_rnn_recurrence import _told, fused_activation, recurrence
+from ind_rnn_recurrence import (
+    IndRNNStep,
+    _told,
+    fused_activations,
+    recurrence,
+)
+from reset_rnn import ResetRNN
 
 
 def _of_cell(name):
     return property(lambda layer: getattr(layer.cell, name))
 
 
+LAYER_OPTIONS = (
+    "return_sequences",
+    "return_state",
+    "go_backwards",
+    "stateful",
+    "unroll",
+    "zero_output_for_mask",
+)
+
+
+class ElementwiseRNN(ResetRNN):
+    """What IndRNN, IndyLSTM and IndyGRU share: a layer with a fused recurrence.
+
+    A subclass says what one step is.
+    """
+
+    units = _of_cell("units")
+    activation = _of_cell("activation")
+    use_bias = _of_cell("use_bias")
+    kernel_initializer = _of_cell("kernel_initializer")
+    recurrent_initializer = _of_cell("recurrent_initializer")
+    bias_initializer = _of_cell("bias_initializer")
+    kernel_regularizer = _of_cell("kernel_regularizer")
+    recurrent_regularizer = _of_cell("recurrent_regularizer")
+    bias_regularizer = _of_cell("bias_regularizer")
+    kernel_constraint = _of_cell("kernel_constraint")
+    recurrent_constraint = _of_cell("recurrent_constraint")
+    bias_constraint = _of_cell("bias_constraint")
+    dropout = _of_cell("dropout")
+    recurrent_dropout = _of_cell("recurrent_dropout")
+    seed = _of_cell("seed")
+
+    def __init__(self, cell, activity_regularizer=None, **options):
+        _check_bools(
+            **{name: options[name] for name in LAYER_OPTIONS if name in options}
+        )
+        _check_known(
+            keras.regularizers.get, activity_regularizer=activity_regularizer
+        )
+        super().__init__(
+            cell, activity_regularizer=activity_regularizer, **options
+        )
+
+    def fused_step(self):
+        """The step that `recurrence` takes, or None where Keras' loop runs."""
+        raise NotImplementedError
+
+    def build(self, sequences_shape, initial_state_shape=None):
+        if len(sequences_shape) != 3:
+            raise ValueError(
+                "`sequences` must have shape (batch, time, features), "
+                f"got {tuple(sequences_shape)}"
+            )
+        if sequences_shape[-1] is None:
+            raise ValueError(
+                "`sequences` must have a known number of features, got shape "
+                f"{tuple(sequences_shape)}"
+            )
+        self.cell.time_steps = sequences_shape[1]
+        super().build(sequences_shape, initial_state_shape)
+        self.input_spec = keras.layers.InputSpec(
+            shape=(None, None, sequences_shape[-1])
+        )
+
+    def call(
+        self,
+        sequences,
+        initial_state=None,
+        mask=None,
+        training=False,
+        reset=None,
+    ):
+        # Not in `inner_loop`: Keras reads the first step before that.
+        if sequences.shape[1] == 0:
+            raise ValueError(
+                "`sequences` must have at least one time step, got shape "
+                f"{tuple(sequences.shape)}"
+            )
+        name = "`initial_state`"
+        if initial_state is None and self.stateful:
+            name, initial_state = "The state of a stateful layer", self.states
+        if initial_state is not None:
+            _check_state(
+                name,
+                initial_state,
+                self.units,
+                "sequences",
+                sequences,
+                count=len(keras.tree.flatten(self.state_size)),
+            )
+        if mask is None:
+            mask = getattr(sequences, "_keras_mask", None)
+        return super().call(
+            # Integers, as in LSTM
+            ops.cast(sequences, self.compute_dtype),
+            initial_state=initial_state,
+            mask=mask,
+            training=training,
+            reset=reset,
+        )
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
+        cell = self.cell
+        if sequences.shape[1] == 1:
+            return self._one_step(sequences, initial_state, mask, training)
+        step = None if self.unroll else self.fused_step()
+        if step is None:
+            return super().inner_loop(
+                sequences, initial_state, mask, training=training
+            )
+        if training and cell.dropout > 0:
+            sequences *= cell.get_dropout_mask(sequences[:, 0, :])[:, None]
+        dropout = None
+        if training and cell.recurrent_dropout > 0:
+            h = initial_state[0]
+            dropout = ops.stop_gradient(cell.get_recurrent_dropout_mask(h))
+        mask, reset = self.taken_apart(mask)
+        if self.go_backwards:
+            mask, reset = (
+                None if x is None else ops.flip(x, axis=1)
+                for x in (mask, reset)
+            )
+        h, states = self.recur(
+            sequences,
+            initial_state,
+            training,
+            dropout=dropout,
+            mask=mask,
+            reset=reset,
+            step=step,
+            backwards=self.go_backwards,
+        )
+        outputs = h
+        if mask is not None:
+            # Keras' rule: outputs before the first unmasked step are zeros.
+            if not self.zero_output_for_mask:
+                mask = ops.cumsum(ops.cast(mask, "int32"), axis=1) > 0
+            outputs = ops.where(mask[:, :, None], h, ops.zeros_like(h))
+        return outputs[:, -1], outputs, states
+
+    def recur(self, sequences, states, training, **options):
+        """What `recurrence` returns."""
+        return recurrence(
+            self.cell.project(sequences),
+            self.cell.elementwise_weights(),
+            states,
+            **options,
+        )
+
+    def _one_step(self, sequences, states, mask, training):
+        """`inner_loop` without a loop."""
+        mask, reset = self.taken_apart(mask)
+        if reset is not None:
+            states = [ops.where(reset, ops.zeros_like(x), x) for x in states]
+        before = states
+        output, states = self.step_of_cell(sequences, states, training)
+        if mask is not None:
+            states = [ops.where(mask, *x) for x in zip(states, before)]
+            output = ops.where(mask, output, ops.zeros_like(output))
+        return output, output[:, None], [*states]
+
+    def step_of_cell(self, sequences, states, training):
+        """The cell's step of sequences (B, 1, F)."""
+        return self.cell(sequences[:, 0], states, training=training)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["cell"]
+        if self.cell.trainable != self.trainable:
+            config["cell_trainable"] = self.cell.trainable
+        return {**self.cell.get_config(), **config}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        cell_trainable = config.pop("cell_trainable", None)
+        layer = cls(**config)
+        if cell_trainable is not None:
+            layer.cell.trainable = cell_trainable
+        return layer
+
+
 @keras.saving.register_keras_serializable(package="ind_rnn")
-class IndRNN(keras.layers.RNN):
+class IndRNN(ElementwiseRNN):
     """An IndRNN over whole sequences.
 
         h_t = activation(x_t @ kernel + recurrent_kernel * h_{t-1} + bias)
@@ -80,6 +267,9 @@ class IndRNN(keras.layers.RNN):
         initial_state: (B, N), or a list of it. Default: zeros.
         mask: (B, T), false or 0 where a step is to be skipped. Default: None.
         training: Whether to apply dropout. Default: False.
+        reset: (B, T), true at the first step of a sequence, where the state
+            before it is zeros: several sequences in one row. More on it in
+            `ResetRNN` of `reset_rnn.py`. Default: None.
 
     Returns:
         (B, N), or (B, T, N) with `return_sequences`; with `return_state` also
@@ -87,7 +277,7 @@ class IndRNN(keras.layers.RNN):
 
     Raises:
         ValueError, TypeError: If an argument has a wrong type or range;
-            sequences, a state or a mask have a wrong shape.
+            sequences, a state, a mask or resets have a wrong shape.
 
     Example:
         >>> bound = 2 ** (1 / 784)
@@ -154,23 +344,12 @@ class IndRNN(keras.layers.RNN):
             trainable=kwargs.get("trainable", True),
             name="ind_rnn_cell",
         )
-        flags = {
-            "return_sequences": return_sequences,
-            "return_state": return_state,
-            "go_backwards": go_backwards,
-            "stateful": stateful,
-            "unroll": unroll,
-            "zero_output_for_mask": zero_output_for_mask,
-        }
-        _check_bools(**flags, with_moments=with_moments)
+        _check_bools(with_moments=with_moments)
         if with_moments and not return_sequences:
             raise ValueError(
                 "`with_moments=True` needs `return_sequences=True`, got "
                 f"`return_sequences={return_sequences}`"
             )
-        _check_known(
-            keras.regularizers.get, activity_regularizer=activity_regularizer
-        )
         if implementation not in ("auto", "sequential", "parallel"):
             raise ValueError(
                 '`implementation` must be "auto", "sequential" or "parallel", '
@@ -191,121 +370,46 @@ class IndRNN(keras.layers.RNN):
                     "`unroll=True`"
                 )
         super().__init__(
-            cell, activity_regularizer=activity_regularizer, **flags, **kwargs
+            cell,
+            activity_regularizer=activity_regularizer,
+            return_sequences=return_sequences,
+            return_state=return_state,
+            go_backwards=go_backwards,
+            stateful=stateful,
+            unroll=unroll,
+            zero_output_for_mask=zero_output_for_mask,
+            **kwargs,
         )
         self.implementation = implementation
         self.with_moments = with_moments
 
-    units = _of_cell("units")
-    activation = _of_cell("activation")
     use_kernel = _of_cell("use_kernel")
-    use_bias = _of_cell("use_bias")
-    kernel_initializer = _of_cell("kernel_initializer")
-    recurrent_initializer = _of_cell("recurrent_initializer")
-    bias_initializer = _of_cell("bias_initializer")
-    kernel_regularizer = _of_cell("kernel_regularizer")
-    recurrent_regularizer = _of_cell("recurrent_regularizer")
-    bias_regularizer = _of_cell("bias_regularizer")
-    kernel_constraint = _of_cell("kernel_constraint")
-    recurrent_constraint = _of_cell("recurrent_constraint")
-    bias_constraint = _of_cell("bias_constraint")
     recurrent_min_abs = _of_cell("recurrent_min_abs")
     recurrent_max_abs = _of_cell("recurrent_max_abs")
-    dropout = _of_cell("dropout")
-    recurrent_dropout = _of_cell("recurrent_dropout")
-    seed = _of_cell("seed")
 
-    def build(self, sequences_shape, initial_state_shape=None):
-        if len(sequences_shape) != 3:
-            raise ValueError(
-                "`sequences` must have shape (batch, time, features), "
-                f"got {tuple(sequences_shape)}"
-            )
-        if sequences_shape[-1] is None:
-            raise ValueError(
-                "`sequences` must have a known number of features, got shape "
-                f"{tuple(sequences_shape)}"
-            )
-        self.cell.time_steps = sequences_shape[1]
-        super().build(sequences_shape, initial_state_shape)
-        self.input_spec = keras.layers.InputSpec(
-            shape=(None, None, sequences_shape[-1])
-        )
+    def fused_step(self):
+        activations = fused_activations(self.cell, self.activation)
+        return activations and IndRNNStep(*activations)
 
-    def call(self, sequences, initial_state=None, mask=None, training=False):
-        # Not in `inner_loop`: Keras reads the first step before that.
-        if sequences.shape[1] == 0:
-            raise ValueError(
-                "`sequences` must have at least one time step, got shape "
-                f"{tuple(sequences.shape)}"
-            )
-        name = "`initial_state`"
-        if initial_state is None and self.stateful:
-            name, initial_state = "The state of a stateful layer", self.states
-        if initial_state is not None:
-            _check_state(
-                name, initial_state, self.units, "sequences", sequences
-            )
-        return super().call(
-            # Integers, as in LSTM
-            ops.cast(sequences, self.compute_dtype),
-            initial_state=initial_state,
-            mask=_time_mask(mask, sequences),
-            training=training,
-        )
-
-    def inner_loop(self, sequences, initial_state, mask, training=False):
-        """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
-        cell = self.cell
-        if sequences.shape[1] == 1:
-            return self._one_step(sequences, initial_state, mask, training)
-        activation = None if self.unroll else fused_activation(cell)
-        if activation is None:
-            return super().inner_loop(
-                sequences, initial_state, mask, training=training
-            )
-        if training and cell.dropout > 0:
-            sequences *= cell.get_dropout_mask(sequences[:, 0, :])[:, None]
-        dropout = None
-        if training and cell.recurrent_dropout > 0:
-            dropout = ops.stop_gradient(
-                cell.get_recurrent_dropout_mask(initial_state[0])
-            )
-        if mask is not None and self.go_backwards:
-            mask = ops.flip(mask, axis=1)
-        projected, bias = cell.project(sequences), cell.bias
+    def recur(self, sequences, states, training, **options):
+        projected = self.cell.project(sequences)
+        u, b = self.cell.elementwise_weights()
         if told := self._told_sum(sequences):
-            projected, bias = told
-        h = recurrence(
+            projected, b = told[0], told[1:]
+        return recurrence(
             projected,
-            cell.bounded_recurrent_kernel,
-            bias,
-            initial_state[0],
-            activation=activation,
+            (u, b),
+            states,
             implementation=self.implementation,
-            dropout=dropout,
-            mask=mask,
-            backwards=self.go_backwards,
             moments=self.with_moments and training,
+            **options,
         )
-        outputs = h
-        if mask is not None:
-            # Keras' rule: outputs before the first unmasked step are zeros.
-            if not self.zero_output_for_mask:
-                mask = ops.cumsum(ops.cast(mask, "int32"), axis=1) > 0
-            outputs = ops.where(mask[:, :, None], h, ops.zeros_like(h))
-        return outputs[:, -1], outputs, [h[:, -1]]
 
-    def _one_step(self, sequences, initial_state, mask, training):
-        """`inner_loop` without a loop."""
+    def step_of_cell(self, sequences, states, training):
         x = sequences[:, 0]
         if told := self._told_sum(sequences):
             x = told[0][:, 0] + told[1]
-        output, states = self.cell(x, initial_state, training=training)
-        if mask is not None:
-            states = [ops.where(mask, states[0], initial_state[0])]
-            output = ops.where(mask, output, ops.zeros_like(output))
-        return output, output[:, None], states
+        return self.cell(x, states, training=training)
 
     def _told_sum(self, sequences):
         """A layer before this one may have left its bias to the loop."""
@@ -314,41 +418,8 @@ class IndRNN(keras.layers.RNN):
         return _told(sequences, "sum")
 
     def get_config(self):
-        config = super().get_config()
-        del config["cell"]
-        config["implementation"] = self.implementation
-        config["with_moments"] = self.with_moments
-        if self.cell.trainable != self.trainable:
-            config["cell_trainable"] = self.cell.trainable
-        return {**self.cell.get_config(), **config}
-
-    @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        cell_trainable = config.pop("cell_trainable", None)
-        layer = cls(**config)
-        if cell_trainable is not None:
-            layer.cell.trainable = cell_trainable
-        return layer
-
-
-def _time_mask(mask, sequences):
-    """A mask as bools of shape (B, T), or None. As in dilated_rnn.py."""
-    if isinstance(mask, (list, tuple)):
-        # One mask for each input, as Keras has it, or numbers in lists.
-        first = mask[0] if mask else None
-        is_mask = first is None or len(getattr(first, "shape", ())) > 1
-        mask = first if is_mask else np.array(mask)
-    if mask is None:
-        return None
-    mask = ops.convert_to_tensor(mask)
-    expected = tuple(sequences.shape[:2])
-    if len(mask.shape) == 3 and mask.shape[2] == 1:
-        mask = mask[:, :, 0]
-    if not _fits(mask.shape, expected):
-        raise ValueError(
-            f"`mask` must have shape (batch, time), here {expected}, got "
-            f"{tuple(mask.shape)}"
-        )
-    # A size unknown until now must not be broadcast.
-    return ops.cast(ops.reshape(mask, ops.shape(sequences)[:2]), "bool")
+        return {
+            **super().get_config(),
+            "implementation": self.implementation,
+            "with_moments": self.with_moments,
+        }

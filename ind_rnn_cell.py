@@ -488,6 +488,11 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         """W x of shape (..., N), for one step or for any number of them."""
         return ops.matmul(inputs, self.kernel) if self.use_kernel else inputs
 
+    def elementwise_weights(self):
+        """Factors of h and biases, (N,), in a tuple each."""
+        u = self.bounded_recurrent_kernel
+        return (u,), (self.bias if self.use_bias else ops.zeros_like(u),)
+
     @property
     def bounded_recurrent_kernel(self):
         """u within the bound, as every step uses it: a tensor (N,)."""
@@ -592,16 +597,19 @@ def _check_known(get, **arguments):
             ) from error
 
 
-def _check_state(name, states, units, name_of_inputs, inputs):
+def _check_state(name, states, units, name_of_inputs, inputs, count=1):
     """A state of another size would be broadcast."""
     batch = inputs.shape[0]
     shapes = [
         tuple(getattr(state, "shape", ()))
         for state in keras.tree.flatten(states)
     ]
-    if len(shapes) != 1 or not _fits(shapes[0], (batch, units)):
+    if len(shapes) != count or not all(
+        _fits(shape, (batch, units)) for shape in shapes
+    ):
+        tensors = "one tensor" if count == 1 else f"{count} tensors"
         raise ValueError(
-            f"{name} must be one tensor of shape (batch, {units}) with the "
+            f"{name} must be {tensors} of shape (batch, {units}) with the "
             f"batch of `{name_of_inputs}`, {batch}; got {shapes}"
         )
 

@@ -1,13 +1,15 @@
-"""The recurrence of IndRNN, h_t = activation(a_t + u * h_{t-1} + b), fused.
+"""Elementwise recurrences, fused: that of IndRNN, IndyLSTM and IndyGRU.
 
+What a step is, a cell says: a function from gates a_t, states and weights to
+the next states, in which neurons do not mix. All else about a loop is here.
 Two forms with the same results:
 
 - sequential: one compiled loop over the steps, and one back;
-- parallel, for "relu" and "linear": the states of T steps after O(log T)
-  dependent ones. A step of either is a clipped affine map of h, and so is one
-  after another: chunks of steps become one map each, recursively.
+- parallel, for IndRNN with "relu" and "linear": the states of T steps after
+  O(log T) dependent ones. A step of either is a clipped affine map of h, and so
+  is one after another: chunks of steps become one map each, recursively.
 
-On TensorFlow and JAX. Axis letters: B batch, T time, N units.
+On TensorFlow and JAX. Axis letters: B batch, T time, N units, G gates.
 """
 
 import contextlib
@@ -17,6 +19,8 @@ import itertools
 import math
 import os
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -101,33 +105,58 @@ def _has_xla():
     return True
 
 
-def fused_activation(cell):
-    """What `recurrence` takes for the activation of a cell.
+class IndRNNStep(NamedTuple):
+    """h_t = activation(a_t + u * h_{t-1} + b).
+
+    A tuple of its activations, like the steps of all cells.
+    """
+
+    activation: Callable
+
+    def __call__(self, gates, states, weights):
+        (a,), (h,), ((u,), (b,)) = gates, states, weights
+        return (self.activation(a + u * h + b),)
+
+    @property
+    def pullback(self):
+        """(h_t, gradient that reaches it) -> that of a_t; or None.
+
+        Without one, the gradient is that of the step computed again.
+        """
+        return _PULLBACKS.get(self.activation)
+
+
+def fused_activations(cell, *activations):
+    """What `recurrence` takes for the activations of a cell.
 
     None where Keras' loop has to run instead: for an export, on another
     backend, with an activation that is no pure function of its argument.
     """
-    activation = cell.activation
     if not (tf or jax) or not _has_xla():
         return None
     if tf and tf.config.functions_run_eagerly():
         return None
+    found = tuple(_fused(cell, activation) for activation in activations)
+    return None if None in found else found
+
+
+def _fused(cell, activation):
     if activation in _PULLBACKS:
         return activation
     if jax or isinstance(activation, keras.layers.Layer):
         return None
+    # In the cell, for a function would be traced anew in each call.
+    all_traced = vars(cell).setdefault("traced_activations", {})
     key = activation, cell.units, cell.compute_dtype
-    traced = getattr(cell, "traced_activation", None)
-    if traced is None or traced.key != key:
-        traced = cell.traced_activation = _Traced(*key)
-    return traced if traced.is_pure else None
+    if key not in all_traced:
+        all_traced[key] = _Traced(*key)
+    return all_traced[key] if all_traced[key].is_pure else None
 
 
 class _Traced:
     """A user's activation, traced once: both passes compute the same."""
 
     def __init__(self, activation, units, dtype):
-        self.key = activation, units, dtype
         signature = tf.TensorSpec((None, units), dtype)
         function = tf.function(activation, autograph=False)
         try:
@@ -146,68 +175,75 @@ class _Traced:
 
 def recurrence(
     a,
-    u,
-    b,
-    h0,
+    weights,
+    states,
     *,
-    activation,
+    step,
     implementation="auto",
     dropout=None,
     mask=None,
+    reset=None,
     backwards=False,
     moments=False,
 ):
-    """h_t = activation(a_t + u * h_{t-1} + b) for every t, differentiable.
+    """The states of all steps, differentiable.
+
+        states_t = step(a_t, states_{t-1}, weights)
 
     Arguments:
-        a: (B, T, N).
-        u: (N,).
-        b: (N,), or None.
-        h0: (B, N).
-        activation: What `fused_activation` found.
+        a: (B, T, N), or (B, T, G, N) for a step of G gates.
+        weights: Two tuples of (N,): factors of h_{t-1}, and biases.
+        states: A tuple of (B, N), before the first step.
+        step: A tuple of what `fused_activations` found that is a function of
+            gates, states and weights: tuples of (B, N), or what broadcasts.
         implementation: "sequential", "parallel", or "auto": parallel on a GPU
             where there is such a form. Default: "auto".
-        dropout: (B, N), a factor of h_{t-1}; or None. Default: None.
-        mask: (B, T) in the order of reading, false where h_t = h_{t-1}; or
-            None. Default: None.
+        dropout: (B, N), one more factor of h_{t-1}; or None. Default: None.
+        mask: (B, T) in the order of reading, false where a step leaves the
+            states as they are; or None. Default: None.
+        reset: (B, T) in the order of reading, true where the states before a
+            step are zeros; or None. Default: None.
         backwards: Whether a is read from its end. Default: False.
         moments: Whether the loop may take mean and variance of h along, both
             (N,) and told with h. It does in the sequential form, without a
             mask, on TensorFlow. Default: False.
 
     Returns:
-        h of shape (B, T, N), in the order of reading.
+        h of shape (B, T, N), the first state, in the order of reading; and a
+        list of the last states, (B, N).
     """
-    b = ops.zeros(a.shape[-1:], a.dtype) if b is None else b
     # Tensors, for variables may change before the backward pass.
     to_tensor = tf.convert_to_tensor if tf else ops.convert_to_tensor
-    u, b, h0 = map(to_tensor, (u, b, h0))
-    options = {"activation": activation, "dropout": dropout}
+    weights, states = keras.tree.map_structure(
+        to_tensor, (weights, tuple(states))
+    )
+    options = {"step": step, "dropout": dropout}
     length = a.shape[1]
-    parallel = _is_parallel(implementation, activation, a)
+    parallel = _is_parallel(implementation, step, a)
     if parallel:
         passes = _parallel_forward, _parallel_backward
-    elif parts := _parts(a):
-        passes = (
-            functools.partial(_forward_in_parts, parts),
-            functools.partial(_backward_in_parts, parts),
-        )
     else:
-        passes = _forward, _backward
+        passes = _forward, _backward if _pullback(step) else _backward_again
+        if parts := _parts(a):
+            passes = [functools.partial(_in_parts, parts, x) for x in passes]
     if moments and tf and mask is None and not parallel:
-        options["moments"] = True
+        passes = functools.partial(passes[0], moments=True), passes[1]
     if _has_own_program(a):
-        options |= {"mask": mask, "backwards": backwards}
-        return _differentiable(*passes, a, u, b, h0, options)
+        options |= {"mask": mask, "reset": reset, "backwards": backwards}
+        return _differentiable(*passes, a, weights, states, options)
     a = ops.flip(a, axis=1) if backwards else a
-    a, mask, length = _padded(a, mask)
-    options |= {"mask": mask, "backwards": False}
+    a, mask, reset, length = _padded(a, mask, reset)
+    options |= {"mask": mask, "reset": reset, "backwards": False}
     if not parallel:
         options["length"] = length
-    return _differentiable(*passes, a, u, b, h0, options, cut=length)
+    return _differentiable(*passes, a, weights, states, options, cut=length)
 
 
-def _is_parallel(implementation, activation, a):
+def _pullback(step):
+    return getattr(step, "pullback", None)
+
+
+def _is_parallel(implementation, step, a):
     length = a.shape[1]
     if implementation == "parallel":
         if length is None:
@@ -219,7 +255,7 @@ def _is_parallel(implementation, activation, a):
         return True
     return (
         implementation == "auto"
-        and activation in (RELU, LINEAR)
+        and step in (IndRNNStep(RELU), IndRNNStep(LINEAR))
         and length is not None
         and length > 2 * CHUNK
         and _on_gpu(a)
@@ -248,7 +284,8 @@ def _has_own_program(a):
     length = a.shape[1]
     if length is None or not _is_eager(a):
         return length is not None
-    lengths = _own_lengths.setdefault((a.shape[0], a.shape[2], a.dtype), set())
+    key = a.shape[0], *a.shape[2:], a.dtype
+    lengths = _own_lengths.setdefault(key, set())
     if len(lengths) < 2:
         lengths.add(length)
     return length in lengths
@@ -261,8 +298,8 @@ def _is_eager(a):
     return tf.executing_eagerly() if tf else not isinstance(a, jax.core.Tracer)
 
 
-def _padded(a, mask):
-    """a and a mask, filled up to one of LENGTHS, and T, a tensor."""
+def _padded(a, mask, reset):
+    """a, a mask and resets, filled up to one of LENGTHS, and T, a tensor."""
     length = a.shape[1]
     if length is None:
         length = tf.shape(a)[1]
@@ -271,67 +308,89 @@ def _padded(a, mask):
     else:
         padding = LENGTHS[np.searchsorted(LENGTHS, length)] - length
         length = ops.convert_to_tensor(length, "int32")
-    pad = tf.pad if tf else ops.pad
-    a = pad(a, [[0, 0], [0, padding], [0, 0]])
-    mask = None if mask is None else pad(mask, [[0, 0], [0, padding]])
-    return a, mask, length
+
+    def padded(x):
+        if x is None:
+            return None
+        rest = [[0, 0]] * (len(x.shape) - 2)
+        return (tf.pad if tf else ops.pad)(x, [[0, 0], [0, padding], *rest])
+
+    return *map(padded, (a, mask, reset)), length
 
 
-def _differentiable(forward, backward, a, u, b, h0, options, cut=None):
-    """h, and what the backward pass needs to know kept for it.
+def _differentiable(forward, backward, a, weights, states, options, cut=None):
+    """h and the last states, and what the backward pass needs kept for it.
 
-    `cut` is the number of steps without padding. With `moments` among the
-    options, they are told with h.
+    `cut` is the number of steps without padding. Moments that the forward pass
+    returns are told with h.
     """
-    kept = () if options["activation"] in _PULLBACKS else (a,)
+    kept = None if _pullback(options["step"]) else a
     if jax:
 
         @jax.custom_gradient
-        def recurrence(a, u, b, h0):
-            h = forward(a, u, b, h0, **options)
-            return h, lambda g: backward(g, h, u, b, h0, **options)
+        def recurrence(a, weights, states):
+            all_states, ends = forward(a, weights, states, **options)
 
-        return recurrence(a, u, b, h0)[:, :cut]
+            def gradient(g):
+                return backward(
+                    *g, all_states, kept, weights, states, **options
+                )
+
+            return (all_states[0], ends), gradient
+
+        h, ends = recurrence(a, weights, states)
+        h = h[:, :cut]
+        return h, [h[:, -1], *ends]
 
     @tf.custom_gradient
     def recurrence(*arguments):
-        result = forward(*map(tf.stop_gradient, arguments), **options)
-        moments = ()
-        if options.get("moments"):
-            result, *moments = result
-            moments = _of_all(*moments)
-        result.set_shape(a.shape)
+        arguments = tf.nest.map_structure(tf.stop_gradient, arguments)
+        (result, *others), ends, *moments = forward(*arguments, **options)
+        moments = _of_all(*moments) if moments else ()
+        result.set_shape((*a.shape[:2], a.shape[-1]))
 
-        def gradient(g, *of_moments):
+        def gradient(g, *more):
             # h, as the tape knows it, is not yet there in forward mode.
             known = result if h is None else h
+            g_ends, g_moments = more[: len(ends)], more[len(ends) :]
             if moments:
                 length = options.get("length", tf.shape(known)[1])
                 count = tf.cast(tf.shape(known)[0] * length, moments[0].dtype)
-                of_moments = moments[0], *(x / count for x in of_moments)
-            return pullback(g, known, u, b, h0, *kept, *of_moments)
-
-        return (result, *moments), gradient
-
-    @tf.custom_gradient
-    def pullback(*arguments):
-        def second(*_):
-            raise NotImplementedError(
-                "The fused recurrence of IndRNN has first gradients in "
-                "reverse mode only: for others pass `unroll=True`"
+                g_moments = moments[0], *(x / count for x in g_moments)
+            gradients = pullback(
+                g, g_ends, (known, *others), kept, weights, states, g_moments
             )
+            return tf.nest.flatten(gradients)
 
-        arguments = [*map(tf.stop_gradient, arguments)]
-        count = 5 + len(kept)
-        given = {"moments": arguments[count:]} if arguments[count:] else {}
-        return backward(*arguments[:count], **options | given), second
+        return (result, *ends, *moments), gradient
+
+    def pullback(*arguments):
+        @tf.custom_gradient
+        def differentiable(*tensors):
+            def second(*_):
+                raise NotImplementedError(
+                    "A fused recurrence has first gradients in reverse mode "
+                    "only: for others pass `unroll=True`"
+                )
+
+            tensors = map(tf.stop_gradient, tensors)
+            again = tf.nest.map_structure(
+                lambda x: None if x is None else next(tensors), arguments
+            )
+            gradients = backward(*again, **options)
+            return tuple(tf.nest.flatten(gradients)), second
+
+        given = tf.nest.flatten(arguments)
+        return differentiable(*(x for x in given if x is not None))
 
     h = None
-    h, *moments = recurrence(a, u, b, h0)
+    h, *more = recurrence(a, weights, states)
+    count = len(states) - 1
+    ends, moments = more[:count], more[count:]
     result = h if cut is None else h[:, :cut]
     if moments:
         _tell(result, moments=moments)
-    return result
+    return result, [result[:, -1], *ends]
 
 
 # What one layer tells the next. Keras hands on tensors; they can have
@@ -360,7 +419,7 @@ def _compiled(function=None, **options):
             function, jit_compile=True, autograph=False, **options
         )
     if jax:
-        return jax.jit(function, static_argnames=("activation", "backwards"))
+        return jax.jit(function, static_argnames=("step", "backwards"))
     return function
 
 
@@ -370,45 +429,56 @@ def _compiled(function=None, **options):
 @_compiled(reduce_retracing=True)
 def _forward(
     a,
-    u,
-    b,
-    h0,
+    weights,
+    states,
     *,
-    activation,
-    dropout,
-    mask,
-    backwards,
+    step,
+    dropout=None,
+    mask=None,
+    reset=None,
+    backwards=False,
     length=None,
     moments=False,
 ):
-    """h; with `moments`, mean and variance (B, N) of each sequence as well."""
+    """The states of all steps, (B, T, N) each, and the last ones but h.
+
+    With `moments`, mean and variance of h in each sequence, (B, N), as well.
+    """
     padded = length is not None
     length = length if padded else ops.shape(a)[1]
-    u, b, h0 = (_wide(x, activation) for x in (u, b, h0))
-    u = u if dropout is None else u * _wide(dropout, activation)
+    weights, states = _wide((weights, states), step)
+    weights = _dropped(weights, dropout)
     a = _bits(a)
 
-    def step(t, h, out, *sums):
+    def body(t, states, out, sums):
         s = length - 1 - t if backwards else t
-        new = activation(_wide(_at(a, s), activation) + u * h + b)
-        h = new if mask is None else ops.where(_at(mask, t), new, h)
-        sums = [x + _total(h) for x in sums]
-        return t + 1, h, _put(out, t, h), *sums
+        before = _reset(states, reset, t)
+        states = step(_wide(_gates(a, s), step), before, weights)
+        if mask is not None:
+            kept = _at(mask, t)
+            states = [ops.where(kept, *x) for x in zip(states, before)]
+        sums = [x + _total(states[0]) for x in sums]
+        out = [_put(x, t, state) for x, state in zip(out, states)]
+        return t + 1, [*states], out, sums
 
-    sums = [ops.zeros_like(_total(h0))] if moments else []
-    _, _, out, *sums = ops.while_loop(
-        lambda t, *_: t < length, step, (0, h0, ops.zeros_like(a), *sums)
+    empty = ops.zeros_like(a if len(a.shape) == 3 else a[:, :, 0])
+    sums = [ops.zeros_like(_total(states[0]))] if moments else []
+    _, states, out, sums = ops.while_loop(
+        lambda t, *_: t < length,
+        body,
+        (0, [*states], [empty] * len(states), sums),
     )
-    out = _numbers(out)
+    out = tuple(map(_numbers, out))
+    ends = tuple(ops.cast(x, out[0].dtype) for x in states[1:])
     if not moments:
-        return out
+        return out, ends
     mean = sums[0] / ops.cast(length, sums[0].dtype)
-    off = _total(out) - mean[:, None]
+    off = _total(out[0]) - mean[:, None]
     if padded:
-        steps = ops.arange(ops.shape(out)[1])[:, None] < length
+        steps = ops.arange(ops.shape(off)[1])[:, None] < length
         off = ops.where(steps, off, ops.zeros_like(off))
     variance = ops.sum(off * off, axis=1) / ops.cast(length, off.dtype)
-    return out, mean, variance
+    return out, ends, mean, variance
 
 
 def _of_all(means, variances):
@@ -417,23 +487,38 @@ def _of_all(means, variances):
     return mean, ops.mean(variances + ops.square(means - mean), axis=0)
 
 
+def _of_moments(moments):
+    """h_t -> what reaches it through the moments of all h.
+
+    `moments` are the mean m of h, and dm / (B T) and dv / (B T), of what
+    reaches m and the variance: (dm + 2 dv (h_t - m)) / (B T).
+    """
+    if not moments:
+        return None
+    mean, d_mean, d_variance = moments
+    slope = 2 * d_variance
+    shift = d_mean - slope * mean
+    return lambda h: ops.cast(shift + slope * _total(h), h.dtype)
+
+
 @_compiled(reduce_retracing=True)
 def _backward(
     g,
-    h,
-    u,
-    b,
-    h0,
-    a=None,
+    g_ends,
+    all_states,
+    a,
+    weights,
+    states,
+    moments=(),
     *,
-    activation,
-    dropout,
-    mask,
-    backwards,
+    step,
+    dropout=None,
+    mask=None,
+    reset=None,
+    backwards=False,
     length=None,
-    moments=None,
 ):
-    """The gradients of a, u, b and h0, from g, that of h.
+    """The gradients of a, weights and states, from g, that of h. Of IndRNN.
 
     With g_t what reaches h_t directly and through h_{t+1}, and
     z_t = a_t + u * h_{t-1} + b:
@@ -442,52 +527,42 @@ def _backward(
         du = sum over B, T of delta_t * h_{t-1}
         db = sum over B, T of delta_t
 
-    `moments` are the mean m of h, and dm / (B T) and dv / (B T), of what
-    reaches m and the variance. Through them h_t is reached as well, by
-    (dm + 2 dv (h_t - m)) / (B T).
+    h is all that is read of the forward pass: a, `g_ends` are not.
     """
+    (h,), (h0,) = all_states, states
     length = ops.shape(h)[1] if length is None else length
-    types = g.dtype, u.dtype, b.dtype, h0.dtype
-    u, b, h0 = (_wide(x, activation) for x in (u, b, h0))
-    dropout = None if dropout is None else _wide(dropout, activation)
-    v = u if dropout is None else u * dropout
-    g, h, a = _bits(g), _bits(h), None if a is None else _bits(a)
-    # delta_t takes the place of g_t: one array less to move. With a mask, XLA
-    # would copy the whole array in every step.
-    in_place = mask is None
-    if moments:
-        mean, d_mean, slope = moments
-        slope *= 2
-        shift = d_mean - slope * mean
+    given = h, weights, states
+    weights, h0 = _wide((weights, h0), step)
+    (u,), (b,) = _dropped(weights, dropout)
+    g, h = _bits(g), _bits(h)
+    through_moments = _of_moments(moments)
+    # delta_t takes the place of g_t: one array less to move. With a mask or
+    # resets, XLA would copy the whole array in every step.
+    in_place = mask is None and reset is None
 
-    def step(t, delta, skipped, da, du, db):
-        h_t = _wide(_at(h, t), activation)
+    def body(t, delta, skipped, da, du, db):
+        h_t = _wide(_at(h, t), step)
         du += _total(delta * h_t)
-        g_t = _wide(_at(da if in_place else g, t), activation)
-        g_t = g_t + v * delta + skipped
+        g_t = _wide(_at(da if in_place else g, t), step)
+        g_t = g_t + u * delta + skipped
         if moments:
-            g_t += ops.cast(shift + slope * _total(h_t), g_t.dtype)
-        if a is None:
-            delta = _PULLBACKS[activation](h_t, g_t)
-        else:
-            s = length - 1 - t if backwards else t
-            previous = ops.where(t > 0, _at(h, ops.maximum(t - 1, 0)), h0)
-            z = _at(a, s) + v * previous + b
-            with tf.GradientTape() as tape:
-                tape.watch(z)
-                new = activation(z)
-            delta = tape.gradient(new, z, g_t, unconnected_gradients="zero")
-            delta.set_shape(z.shape)
+            g_t += through_moments(h_t)
+        delta = step.pullback(h_t, g_t)
         if mask is not None:
-            delta = ops.where(_at(mask, t), delta, ops.zeros_like(delta))
-            skipped = ops.where(_at(mask, t), ops.zeros_like(g_t), g_t)
+            kept = _at(mask, t)
+            delta = ops.where(kept, delta, ops.zeros_like(delta))
+            skipped = ops.where(kept, ops.zeros_like(g_t), g_t)
         db += _total(delta)
-        return t - 1, delta, skipped, _put(da, t, delta), du, db
+        da = _put(da, t, delta)
+        (delta,) = _reset((delta,), reset, t)
+        if mask is not None:
+            (skipped,) = _reset((skipped,), reset, t)
+        return t - 1, delta, skipped, da, du, db
 
     zeros = ops.zeros_like(h0)
     _, delta, skipped, da, du, db = ops.while_loop(
         lambda t, *_: t >= 0,
-        step,
+        body,
         (
             length - 1,
             zeros,
@@ -498,11 +573,119 @@ def _backward(
         ),
     )
     da = _numbers(ops.flip(da, axis=1) if backwards else da)
-    dh0 = v * delta + skipped
-    du += _total(delta * h0)
-    du = du if dropout is None else du * _total(dropout)
-    return tuple(
-        map(ops.cast, (da, ops.sum(du, 0), ops.sum(db, 0), dh0), types)
+    sums = (du + _total(delta * h0),), (db,)
+    return _as_given((da, sums, (u * delta + skipped,)), given, dropout)
+
+
+@_compiled(reduce_retracing=True)
+def _backward_again(
+    g,
+    g_ends,
+    all_states,
+    a,
+    weights,
+    states,
+    moments=(),
+    *,
+    step,
+    dropout=None,
+    mask=None,
+    reset=None,
+    backwards=False,
+    length=None,
+):
+    """As `_backward`, of any step: it is computed again, and derived.
+
+    `g_ends` are the gradients of the last states but h.
+    """
+    length = ops.shape(a)[1] if length is None else length
+    given = a, weights, states
+    weights, states, g_ends = _wide((weights, states, g_ends), step)
+    weights = _dropped(weights, dropout)
+    # A gradient for each row: they are summed up once, after the loop.
+    rows = ops.zeros_like(states[0])
+    a, g, *all_states = map(_bits, (a, g, *all_states))
+    through_moments = _of_moments(moments)
+
+    def body(t, carried, da, sums):
+        s = length - 1 - t if backwards else t
+        before = [
+            ops.where(t > 0, _wide(_at(x, ops.maximum(t - 1, 0)), step), first)
+            for x, first in zip(all_states, states)
+        ]
+        before = _reset(before, reset, t)
+        g_h = carried[0] + _wide(_at(g, t), step)
+        if moments:
+            g_h += through_moments(_wide(_at(all_states[0], t), step))
+        reached = [g_h, *carried[1:]]
+        delta, carried, of_weights = _pull_back(
+            step,
+            _wide(_gates(a, s), step),
+            before,
+            keras.tree.map_structure(lambda w: w + rows, weights),
+            reached,
+        )
+        if mask is not None:
+            kept = _at(mask, t)
+            delta, of_weights = keras.tree.map_structure(
+                lambda x: ops.where(kept, x, ops.zeros_like(x)),
+                (delta, of_weights),
+            )
+            carried = [ops.where(kept, *x) for x in zip(carried, reached)]
+        sums = keras.tree.map_structure(
+            lambda x, y: x + _total(y), sums, of_weights
+        )
+        da = _put_gates(da, t, delta)
+        return t - 1, [*_reset(carried, reset, t)], da, sums
+
+    _, carried, da, sums = ops.while_loop(
+        lambda t, *_: t >= 0,
+        body,
+        (
+            length - 1,
+            [rows, *g_ends],
+            ops.zeros_like(a),
+            keras.tree.map_structure(lambda _: _total(rows), weights),
+        ),
+    )
+    da = _numbers(ops.flip(da, axis=1) if backwards else da)
+    return _as_given((da, sums, tuple(carried)), given, dropout)
+
+
+def _pull_back(step, gates, states, weights, g):
+    """The gradients of a step, from g, those of its new states."""
+    if jax:
+        g = tuple(g)
+        return jax.vjp(step, gates, states, weights)[1](g)
+    with tf.GradientTape() as tape:
+        tape.watch((gates, states, weights))
+        new = step(gates, states, weights)
+    gradients = tape.gradient(
+        new, (gates, states, weights), tuple(g), unconnected_gradients="zero"
+    )
+    keras.tree.map_structure(lambda x: x.set_shape(g[0].shape), gradients)
+    return gradients
+
+
+def _dropped(weights, dropout):
+    """The weights, factors of h with those of dropout."""
+    u, b = weights
+    if dropout is not None:
+        u = tuple(x * ops.cast(dropout, x.dtype) for x in u)
+    return u, b
+
+
+def _as_given(gradients, given, dropout):
+    """The gradients of a, weights and states, of their types.
+
+    Those of weights are (B, N) before, and of factors that dropout is in.
+    """
+    a, (of_u, of_b), states = gradients
+    if dropout is not None:
+        of_u = tuple(x * _total(dropout) for x in of_u)
+    sums = keras.tree.map_structure(lambda x: ops.sum(x, 0), (of_u, of_b))
+    return keras.tree.map_structure(
+        lambda x, like: ops.cast(x, like.dtype), (a, sums, states), given
     )
 
 
@@ -511,7 +694,7 @@ def _backward(
 
 
 def _parts(a):
-    """Into how many parts to split a (B, T, N); 0 where that does not pay."""
+    """Into how many parts to split a (B, T, ...); 0 where that does not pay."""
     if not tf or tf.executing_eagerly() or _on_gpu(a):
         return 0
     # Within a larger program of XLA's, loops run one after another. No public
@@ -525,47 +708,50 @@ def _parts(a):
     return 0 if count == 1 or small else count
 
 
-def _split(count, *arrays):
-    """A tuple for each part: its rows of the arrays, some of which are None."""
-    rows = arrays[0].shape[0] or tf.shape(arrays[0])[0]
-    sizes = [(rows + part) // count for part in range(count)]
-    return zip(
-        *(
-            [None] * count if array is None else tf.split(array, sizes)
-            for array in arrays
-        )
-    )
-
-
-def _forward_in_parts(count, a, u, b, h0, *, dropout, mask, **options):
-    parts = _split(count, a, h0, dropout, mask)
+def _in_parts(count, function, *arguments, dropout, mask, reset, **options):
+    """A pass, each part of the rows for itself."""
+    of_rows = {"dropout": dropout, "mask": mask, "reset": reset}
     results = [
-        _forward(a, u, b, h0, dropout=dropout, mask=mask, **options)
-        for a, h0, dropout, mask in parts
+        function(*arguments, **of_rows, **options)
+        for arguments, of_rows in _split(count, (arguments, of_rows))
     ]
-    return tf.nest.map_structure(lambda *x: tf.concat(x, axis=0), *results)
-
-
-def _backward_in_parts(
-    count, g, h, u, b, h0, a=None, *, dropout, mask, **options
-):
-    parts = _split(count, g, h, h0, a, dropout, mask)
-    da, du, db, dh0 = zip(
-        *(
-            _backward(g, h, u, b, h0, a, dropout=dropout, mask=mask, **options)
-            for g, h, h0, a, dropout, mask in parts
-        )
+    # What has one axis belongs to weights: the same for all rows.
+    return tf.nest.map_structure(
+        lambda *x: sum(x) if len(x[0].shape) == 1 else tf.concat(x, axis=0),
+        *results,
     )
-    return tf.concat(da, 0), sum(du), sum(db), tf.concat(dh0, 0)
 
 
-def _wide(x, activation):
-    """Half precision in float32, where the activation is known to bear it.
+def _split(count, arrays):
+    """The rows of each part, of a structure of arrays (B, ...), (N,), None."""
+    flat = tf.nest.flatten(arrays)
+    rows = flat[0].shape[0] or tf.shape(flat[0])[0]
+    sizes = [(rows + part) // count for part in range(count)]
+    return [
+        tf.nest.pack_sequence_as(arrays, part)
+        for part in zip(
+            *(
+                [x] * count
+                if x is None or len(x.shape) == 1
+                else tf.split(x, sizes)
+                for x in flat
+            )
+        )
+    ]
+
+
+def _wide(arrays, step):
+    """Half precision in float32, where the activations are known to bear it.
 
     Processors compute in float32, and sums of many steps need it.
     """
-    half = _dtype(x) in ("float16", "bfloat16")
-    return ops.cast(x, "float32") if half and activation in _PULLBACKS else x
+    bearing = all(activation in _PULLBACKS for activation in step)
+
+    def wide(x):
+        half = _dtype(x) in ("float16", "bfloat16")
+        return ops.cast(x, "float32") if half and bearing else x
+
+    return keras.tree.map_structure(wide, arrays)
 
 
 def _total(x):
@@ -597,11 +783,39 @@ def _at(x, t):
     return _numbers(x[:, t] if len(x.shape) == 3 else x[:, t, None])
 
 
+def _gates(a, t):
+    """A tuple of (B, N) from a (B, T, N) or (B, T, G, N)."""
+    if len(a.shape) == 3:
+        return (_at(a, t),)
+    # Sliced so, for XLA makes slow programs of slices of slices.
+    return tuple(_numbers(a[:, t, gate]) for gate in range(a.shape[2]))
+
+
+def _reset(states, reset, t):
+    """The states, zeros where step t begins anew."""
+    if reset is None:
+        return states
+    anew = _at(reset, t)
+    return [ops.where(anew, ops.zeros_like(x), x) for x in states]
+
+
 def _put(x, t, value):
     """x with x[:, t] = value, in place where XLA can."""
+    return _put_at(x, (0, t, 0), value[:, None])
+
+
+def _put_gates(a, t, gates):
+    """`_put` of what `_gates` has read."""
+    if len(a.shape) == 3:
+        return _put(a, t, gates[0])
+    for gate, value in enumerate(gates):
+        a = _put_at(a, (0, t, gate, 0), value[:, None, None])
+    return a
+
+
+def _put_at(x, start, value):
     dtype = "bfloat16" if _dtype(x) == "uint16" else _dtype(x)
-    value = _bits(ops.cast(value, dtype))
-    return ops.slice_update(x, (0, t, 0), value[:, None])
+    return ops.slice_update(x, start, _bits(ops.cast(value, dtype)))
 
 
 # activation: (its value h, gradient g that reaches h) -> gradient of its input
@@ -620,11 +834,23 @@ _PULLBACKS = {
 
 
 @_compiled
-def _parallel_forward(a, u, b, h0, *, activation, dropout, mask, backwards):
-    s = _wide(ops.flip(a, axis=1) if backwards else a, activation)
-    s += _wide(b, activation)
-    maps = _factor(u, dropout, activation), s
-    if activation is RELU:
+def _parallel_forward(
+    a,
+    weights,
+    states,
+    *,
+    step,
+    dropout=None,
+    mask=None,
+    reset=None,
+    backwards=False,
+):
+    weights, (h0,) = _wide((weights, states), step)
+    (u,), (b,) = _dropped(weights, dropout)
+    s = _wide(ops.flip(a, axis=1) if backwards else a, step)
+    s += _factor(b)
+    maps = _factor(u), s
+    if step.activation is RELU:
         infinity = ops.full((1, 1, 1), np.inf, s.dtype)
         # Finite, for infinity times zero would be no number.
         s = ops.maximum(s, -_largest(s))
@@ -635,20 +861,37 @@ def _parallel_forward(a, u, b, h0, *, activation, dropout, mask, backwards):
             ops.where(mask[:, :, None], x, ops.cast(y, x.dtype))
             for x, y in zip(maps, same)
         )
-    return ops.cast(_scan(maps, _wide(h0, activation)), a.dtype)
+    maps = _anew(maps[0], reset), *maps[1:]
+    return (ops.cast(_scan(maps, h0), a.dtype),), ()
 
 
 @_compiled
-def _parallel_backward(g, h, u, b, h0, *, activation, dropout, mask, backwards):
+def _parallel_backward(
+    g,
+    g_ends,
+    all_states,
+    a,
+    weights,
+    states,
+    moments=(),
+    *,
+    step,
+    dropout=None,
+    mask=None,
+    reset=None,
+    backwards=False,
+):
     """As `_backward`. With all that reaches h_t in total_t:
 
     total_t = g_t + j_{t+1} * total_{t+1},    j_t = dh_t / dh_{t-1}
     """
-    types = g.dtype, u.dtype, b.dtype, h0.dtype
-    g, h, h0 = (_wide(x, activation) for x in (g, h, h0))
-    j = _PULLBACKS[activation](h, _factor(u, dropout, activation))
+    given = *all_states, weights, states
+    g, (h,), weights, (h0,) = _wide((g, all_states, weights, states), step)
+    (u,), _ = _dropped(weights, dropout)
+    j = step.pullback(h, _factor(u))
     if mask is not None:
         j = ops.where(mask[:, :, None], j, ops.ones_like(j))
+    j = _anew(j, reset)
     # From the end; what is behind the last step is multiplied by zero.
     maps = ops.flip(ops.roll(j, -1, axis=1), axis=1), ops.flip(g, axis=1)
     # Finite, for an infinite gradient of what ReLU cuts off is none.
@@ -658,25 +901,30 @@ def _parallel_backward(g, h, u, b, h0, *, activation, dropout, mask, backwards):
         lambda g, f: tuple(map(_finite, _compose(g, f))),
     )
     total = ops.flip(total, axis=1)
-    delta = _PULLBACKS[activation](h, total)
+    delta = step.pullback(h, total)
     if mask is not None:
         delta = ops.where(mask[:, :, None], delta, ops.zeros_like(delta))
     before = ops.concatenate([h0[:, None], h[:, :-1]], axis=1)
-    du = ops.sum(_total(delta * before), axis=1)
-    du = du if dropout is None else du * _total(dropout)
+    products = delta * _anew(before, reset)
+    sums = (ops.sum(_total(x), axis=1) for x in (products, delta))
     gradients = (
         ops.flip(delta, axis=1) if backwards else delta,
-        ops.sum(du, axis=0),
-        ops.sum(_total(delta), axis=(0, 1)),
-        j[:, 0] * total[:, 0],
+        tuple((x,) for x in sums),
+        (j[:, 0] * total[:, 0],),
     )
-    return tuple(map(ops.cast, gradients, types))
+    return _as_given(gradients, given, dropout)
 
 
-def _factor(u, dropout, activation):
-    """The factor of h_{t-1}, the same for all steps: (1 or B, 1, N)."""
-    u = _wide(u, activation)[None, None]
-    return u if dropout is None else u * _wide(dropout, activation)[:, None]
+def _factor(weight):
+    """(N,) or (B, N), the same for all steps: (1 or B, 1, N)."""
+    return ops.reshape(weight, (-1, 1, weight.shape[-1]))
+
+
+def _anew(x, reset):
+    """x (B or 1, T or 1, N), zeros where a step begins anew."""
+    if reset is None:
+        return x
+    return ops.where(reset[:, :, None], ops.zeros_like(x), x)
 
 
 def _apply(f, h):

@@ -5,7 +5,8 @@
 All layers read the same (B, T, N) array and are timed in one process, round
 robin; a figure is the median. The loss is sum(y * G) with a fixed random G, so
 that the loss itself costs next to nothing. Then the recurrence alone, without
-a matrix product, in its two forms, beside ReLU: one pass over the array.
+a matrix product, in its two forms, beside ReLU: one pass over the array. With
+resets, one step in ten begins a new sequence.
 """
 
 import keras
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
+from indy import IndyGRU, IndyLSTM
 from timing import add_jit, conditions, medians, parser
 
 LAYERS = {
@@ -22,6 +24,8 @@ LAYERS = {
     "RNN(IndRNNCell)": lambda n: keras.layers.RNN(
         IndRNNCell(n, recurrent_max_abs=1.0), return_sequences=True
     ),
+    "IndyGRU": lambda n: IndyGRU(n, return_sequences=True),
+    "IndyLSTM": lambda n: IndyLSTM(n, return_sequences=True),
     "SimpleRNN": lambda n: keras.layers.SimpleRNN(n, return_sequences=True),
     "GRU": lambda n: keras.layers.GRU(n, return_sequences=True),
     "LSTM": lambda n: keras.layers.LSTM(n, return_sequences=True),
@@ -41,22 +45,29 @@ ALONE = {
         for form in ("sequential", "parallel")
     },
 }
+for layers, name in (
+    (LAYERS, "IndRNN"),
+    (LAYERS, "IndyLSTM"),
+    (ALONE, "IndRNN, sequential"),
+    (ALONE, "IndRNN, parallel"),
+):
+    layers[f"{name}, resets"] = layers[name]
 
 
-def make_calls(layer, x, weights, jit):
+def make_calls(layer, x, weights, jit, **options):
     """The layer's forward pass, and forward and backward pass, compiled."""
-    layer(x)
+    layer(x, **options)
     variables = [variable.value for variable in layer.trainable_variables]
 
     @tf.function(jit_compile=jit)
     def forward(x):
-        return layer(x)
+        return layer(x, **options)
 
     @tf.function(jit_compile=jit)
     def both(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            loss = tf.reduce_sum(layer(x) * weights)
+            loss = tf.reduce_sum(layer(x, **options) * weights)
         return tape.gradient(loss, [x, *variables])
 
     return forward, both
@@ -65,8 +76,12 @@ def make_calls(layer, x, weights, jit):
 def compare(layers, unit, args, x, weights):
     """Print a table; {(name, "forward" or "both"): seconds}."""
     calls = {}
+    reset = np.random.default_rng(1).random(x.shape[:2]) < 0.1
     for name, layer in layers.items():
-        forward, both = make_calls(layer(args.units), x, weights, args.jit)
+        options = {"reset": reset} if name.endswith("resets") else {}
+        forward, both = make_calls(
+            layer(args.units), x, weights, args.jit, **options
+        )
         calls[name, "forward"], calls[name, "both"] = forward, both
     seconds = medians(calls, x, args.rounds)
     first, *_ = layers
@@ -94,9 +109,17 @@ def main(argv=None):
     x, weights = tf.constant(rng.normal(size=(2, *shape)), tf.float32)
     print(f"(B, T, N) = {shape}, {conditions(args)}")
     seconds = compare(LAYERS, "Dense", args, x, weights)
-    for name in ("LSTM", "RNN(IndRNNCell)"):
-        ratio = seconds[name, "both"] / seconds["IndRNN", "both"]
-        print(f"\nforward + backward, {name} / IndRNN: {ratio:.1f}")
+    print("\nforward + backward:")
+    for name, other in (
+        ("LSTM", "IndRNN"),
+        ("RNN(IndRNNCell)", "IndRNN"),
+        ("LSTM", "IndyLSTM"),
+        ("GRU", "IndyGRU"),
+        ("IndRNN, resets", "IndRNN"),
+        ("IndyLSTM, resets", "IndyLSTM"),
+    ):
+        ratio = seconds[name, "both"] / seconds[other, "both"]
+        print(f"{name} / {other}: {ratio:.2f}")
     print()
     seconds = compare(ALONE, "ReLU", args, x, weights)
     array = 4 * x.shape.num_elements()

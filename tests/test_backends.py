@@ -16,7 +16,7 @@ from deep_ind_rnn import stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-from ind_rnn_recurrence import fused_activation
+from ind_rnn_recurrence import fused_activations
 
 B, T, F, N = 2, 37, 3, 4
 ACTIVATIONS = {
@@ -148,8 +148,9 @@ def test_networks_learn_and_are_saved(tmp_path):
 
 def test_which_backends_have_the_fused_recurrence():
     fused = keras.backend.backend() in ("tensorflow", "jax")
-    found = fused_activation(IndRNNCell(N))
-    assert found is (keras.activations.relu if fused else None)
+    relu = keras.activations.relu
+    found = fused_activations(IndRNNCell(N), relu)
+    assert found == ((relu,) if fused else None)
 
 
 @pytest.mark.slow

@@ -36,6 +36,9 @@ MODULES = {
     "ind_rnn_normalization",
     "deep_ind_rnn",
     "dilated_rnn",
+    "reset_rnn",
+    "indy_cell",
+    "indy",
 }
 
 

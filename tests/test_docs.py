@@ -15,6 +15,9 @@ import deep_ind_rnn
 import dilated_rnn
 import ind_rnn
 import ind_rnn_cell
+import indy
+import indy_cell
+import reset_rnn
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,7 +77,16 @@ def test_tf1_snippet_runs():
 
 
 @pytest.mark.parametrize(
-    "module", [ind_rnn_cell, ind_rnn, deep_ind_rnn, dilated_rnn]
+    "module",
+    [
+        ind_rnn_cell,
+        ind_rnn,
+        deep_ind_rnn,
+        dilated_rnn,
+        reset_rnn,
+        indy_cell,
+        indy,
+    ],
 )
 def test_docstring_examples(module):
     result = doctest.testmod(module)
@@ -90,14 +102,14 @@ def test_pictures_exist():
     assert pictures and all((ROOT / path).exists() for path in pictures)
 
 
-@pytest.mark.parametrize("name", ["_time_mask", "_fits"])
+@pytest.mark.parametrize("name", ["_of_time", "_fits"])
 def test_what_two_files_share_is_the_same(name):
     """A file that is copied alone has its own."""
     here, there = (
         inspect.getsource(getattr(module, name)).replace(other, "the other")
         for module, other in (
-            (ind_rnn, "dilated_rnn.py"),
-            (dilated_rnn, "ind_rnn.py"),
+            (reset_rnn, "dilated_rnn.py"),
+            (dilated_rnn, "reset_rnn.py"),
         )
     )
     assert here == there

@@ -12,7 +12,7 @@ import tensorflow as tf
 import ind_rnn_recurrence
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-from ind_rnn_recurrence import CHUNK, LENGTHS
+from ind_rnn_recurrence import CHUNK, LENGTHS, IndRNNStep
 from pairs import (
     AXES,
     B,
@@ -52,27 +52,32 @@ def test_loops_copy_no_whole_array(
             )
         )
     x, u, h0 = (tf.ones(s, dtype) for s in ((B, T, N), (N,), (B, N)))
-    kept = () if activation in ind_rnn_recurrence._PULLBACKS else (x,)
-    for function, arguments in (
-        (ind_rnn_recurrence._forward, (x, u, u, h0)),
-        (ind_rnn_recurrence._backward, (x, x, u, u, h0, *kept)),
+    step = IndRNNStep(activation)
+    backward = (
+        ind_rnn_recurrence._backward
+        if step.pullback
+        else ind_rnn_recurrence._backward_again
+    )
+    for function, given in (
+        (ind_rnn_recurrence._forward, (x, ((u,), (u,)), (h0,))),
+        (backward, (x, (), (x,), x, ((u,), (u,)), (h0,))),
     ):
 
         @tf.function(jit_compile=True, autograph=False)
-        def call(*arguments):
-            *tensors, mask = arguments if masked else (*arguments, None)
+        def call(*tensors):
+            *tensors, flags = tensors
+            flags = flags if masked else None
             return function(
-                *tensors,
-                activation=activation,
-                dropout=None,
-                mask=mask,
+                *tf.nest.pack_sequence_as(given, tensors),
+                step=step,
+                mask=flags,
+                reset=flags,
                 backwards=backwards,
             )
 
-        arguments += (tf.ones((B, T), tf.bool),) if masked else ()
-        hlo = call.experimental_get_compiler_ir(*arguments)(
-            stage="optimized_hlo"
-        )
+        hlo = call.experimental_get_compiler_ir(
+            *tf.nest.flatten(given), tf.ones((B, T), tf.bool)
+        )(stage="optimized_hlo")
         assert hlo.count(" while(") == 1
         loop, _ = hlo.split("ENTRY")
         assert "dynamic-update-slice" in loop
@@ -232,7 +237,8 @@ def test_automatic_choice(monkeypatch, activation, time, fits, on_gpu):
     activation = keras.activations.get(activation)
     a = keras.KerasTensor((B, time, N))
     for form, expected in (("auto", fits and on_gpu), ("sequential", False)):
-        found = ind_rnn_recurrence._is_parallel(form, activation, a)
+        step = IndRNNStep(activation)
+        found = ind_rnn_recurrence._is_parallel(form, step, a)
         assert found is expected
 
 
@@ -425,7 +431,7 @@ IMPURE = {
 @pytest.mark.parametrize("name", IMPURE)
 def test_an_activation_that_is_no_function_takes_keras_loop(name):
     cell = IndRNNCell(N, activation=IMPURE[name], dtype="float64")
-    assert ind_rnn_recurrence.fused_activation(cell) is None
+    assert ind_rnn_recurrence.fused_activations(cell, cell.activation) is None
     layer = IndRNN(N, activation=IMPURE[name], dtype="float64")
     assert layer(data(B, T, F)).shape == (B, N)
 
@@ -505,7 +511,7 @@ def test_tracing_an_activation_draws_no_random_numbers():
         keras.utils.set_random_seed(3)
         keras.random.normal((1,))
         cell = IndRNNCell(N, activation=activation)
-        ind_rnn_recurrence.fused_activation(cell)
+        ind_rnn_recurrence.fused_activations(cell, activation)
         drawn.append(float(keras.random.normal((1,))[0]))
     assert drawn[0] == drawn[1]
 

@@ -29,7 +29,7 @@ from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell, RecurrentBound
-from ind_rnn_recurrence import fused_activation, without_xla
+from ind_rnn_recurrence import fused_activations, without_xla
 from pairs import AXES, F, assert_same, compiled, computed, data, inputs, pair
 
 LONG = "LONG" in os.environ
@@ -524,20 +524,21 @@ def test_threads_with_models_of_their_own():
 
 def test_without_xla_is_for_one_thread():
     entered, traced = threading.Event(), threading.Event()
+    relu = keras.activations.relu
 
     def export():
         with without_xla():
             entered.set()
             assert traced.wait(60)
-            return fused_activation(IndRNNCell(3))
+            return fused_activations(IndRNNCell(3), relu)
 
     def trace():
         assert entered.wait(60)
-        result = fused_activation(IndRNNCell(3))
+        result = fused_activations(IndRNNCell(3), relu)
         traced.set()
         return result
 
-    assert at_once([export, trace]) == [None, keras.activations.relu]
+    assert at_once([export, trace]) == [None, (relu,)]
 
 
 MEMORY = """

@@ -1,0 +1,399 @@
+"""IndyLSTMCell and IndyGRUCell: gates whose recurrent weights are elementwise.
+
+To copy them into a project, take ind_rnn_cell.py along.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from ind_rnn_cell import (
+    _check_bools,
+    _check_known,
+    _check_state,
+    _integer,
+    _number,
+    _OfThread,
+)
+
+
+class LSTMStep(NamedTuple):
+    """One step of an IndyLSTM: gates i, f, g, o and states h, c to h and c.
+
+    A tuple of its activations, as `recurrence` of `ind_rnn_recurrence.py`
+    takes it.
+    """
+
+    activation: Callable
+    recurrent_activation: Callable
+
+    def __call__(self, gates, states, weights):
+        """With `weights` the tuples of u and b of each gate, (N,)."""
+        h, c = states
+        i, f, g, o = (a + u * h + b for a, u, b in zip(gates, *weights))
+        c = self.recurrent_activation(f) * c + self.recurrent_activation(
+            i
+        ) * self.activation(g)
+        return self.recurrent_activation(o) * self.activation(c), c
+
+
+class GRUStep(NamedTuple):
+    """One step of an IndyGRU: gates z, r, g and state h to h."""
+
+    activation: Callable
+    recurrent_activation: Callable
+
+    def __call__(self, gates, states, weights):
+        """With a fourth b, within g, that of h."""
+        (h,) = states
+        a_z, a_r, a_g = gates
+        (u_z, u_r, u_g), (b_z, b_r, b_g, inner) = weights
+        z = self.recurrent_activation(a_z + u_z * h + b_z)
+        r = self.recurrent_activation(a_r + u_r * h + b_r)
+        g = self.activation(a_g + b_g + r * (u_g * h + inner))
+        return (z * h + (1 - z) * g,)
+
+
+class _IndyCell:
+    """What the two cells share. It stands before a cell of Keras."""
+
+    gates = None
+    step_type = None
+
+    def __init__(self, units, dropout, recurrent_dropout, seed, **options):
+        seed = None if seed is None else _integer("seed", seed)
+        for get, end in (
+            (keras.activations.get, "activation"),
+            (keras.initializers.get, "initializer"),
+            (keras.regularizers.get, "regularizer"),
+            (keras.constraints.get, "constraint"),
+        ):
+            _check_known(
+                get, **{x: options[x] for x in options if x.endswith(end)}
+            )
+        if options["recurrent_initializer"] is None:
+            uniform = keras.initializers.RandomUniform(-1.0, 1.0)
+            options["recurrent_initializer"] = uniform
+        super().__init__(
+            _integer("units", units, minimum=1),
+            dropout=_number("dropout", dropout, below=1),
+            recurrent_dropout=_number(
+                "recurrent_dropout", recurrent_dropout, below=1
+            ),
+            seed=seed,
+            **options,
+        )
+        # One mask for all gates; Keras takes one for each with 1.
+        self.implementation = 2
+        self.dropout_mask_count = None
+        self.time_steps = None
+        self._values_of_thread = threading.local()
+
+    # Names of Keras' own; under others, its masks are again those of all
+    # threads.
+    _dropout_mask = _OfThread()
+    _recurrent_dropout_mask = _OfThread()
+
+    def build(self, input_shape):
+        self._check_input(input_shape)
+        width = self.gates * self.units
+        self.kernel = self.add_weight(
+            shape=(input_shape[-1], width),
+            name="kernel",
+            initializer=self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        self.recurrent_kernel = self.add_weight(
+            shape=(width,),
+            name="recurrent_kernel",
+            initializer=self.recurrent_initializer,
+            regularizer=self.recurrent_regularizer,
+            constraint=self.recurrent_constraint,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                shape=self._bias_shape(),
+                name="bias",
+                initializer=self._start_of_bias,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+        self.built = True
+
+    def call(self, inputs, states, training=False):
+        self._check_input(inputs.shape)
+        inputs = ops.cast(inputs, self.compute_dtype)  # integers, as in LSTM
+        bare = not isinstance(states, (list, tuple))
+        states = [states] if bare else states
+        count = len(keras.tree.flatten(self.state_size))
+        _check_state(
+            "`states`", states, self.units, "inputs", inputs, count=count
+        )
+        u, b = self.elementwise_weights()
+        if training and self.recurrent_dropout > 0:
+            mask = self.get_recurrent_dropout_mask(states[0])
+            u = [x * mask for x in u]
+        if training and self.dropout > 0:
+            inputs = inputs * self.get_dropout_mask(inputs)
+        gates = ops.unstack(self.project(inputs), self.gates, axis=-2)
+        states = self.step(gates, states, (u, b))
+        return states[0], states[0] if bare else [*states]
+
+    @property
+    def step(self):
+        return self.step_type(self.activation, self.recurrent_activation)
+
+    def project(self, inputs):
+        """W x of shape (..., G, N), for one step or for any number of them."""
+        a = ops.matmul(inputs, self.kernel)
+        return ops.reshape(a, (*ops.shape(a)[:-1], self.gates, self.units))
+
+    def elementwise_weights(self):
+        """Factors of h and biases of the gates, (N,), in a tuple each."""
+        return self._by_gate(self.recurrent_kernel), self._biases()
+
+    def _by_gate(self, weight):
+        weight = ops.reshape(weight, (self.gates, self.units))
+        return tuple(ops.unstack(weight, self.gates))
+
+    def _check_input(self, shape):
+        if len(shape) != 2:
+            raise ValueError(
+                "`inputs` of one step must have shape (batch, features), "
+                f"got {tuple(shape)}; sequences (batch, time, features) are "
+                "for `keras.layers.RNN(cell)`"
+            )
+        if shape[-1] is None:
+            raise ValueError(
+                "`inputs` must have a known number of features, got shape "
+                f"{tuple(shape)}"
+            )
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class IndyLSTMCell(_IndyCell, keras.layers.LSTMCell):
+    """One step of an IndyLSTM: an LSTM with elementwise recurrent weights.
+
+        i, f, o = sigmoid(x_t @ W + u * h_{t-1} + b), each with its own W, u, b
+        g = tanh(x_t @ W + u * h_{t-1} + b)
+        c_t = f * c_{t-1} + i * g
+        h_t = o * tanh(c_t)
+
+    Source: arXiv 1903.08023, section 3. Same numbers as `keras.layers.LSTM`
+    whose recurrent matrices are diagonal. The layer `IndyLSTM` of `indy.py`
+    computes whole sequences of the same steps many times faster.
+
+    Weights, with F input features and N units, of gates i, f, g, o in turn:
+        kernel: (F, 4 N).
+        recurrent_kernel: (4 N,).
+        bias: (4 N,); absent with `use_bias=False`.
+
+    Arguments:
+        units: N, a positive integer.
+        activation: Of g and c. Default: "tanh".
+        recurrent_activation: Of i, f and o. Default: "sigmoid".
+        use_bias: Default: True.
+        kernel_initializer: Default: "glorot_uniform".
+        recurrent_initializer: Default: None, uniform over [-1, 1].
+        bias_initializer: Default: "zeros".
+        unit_forget_bias: Whether biases of f start with 1. Default: True.
+        kernel_regularizer, recurrent_regularizer, bias_regularizer,
+        kernel_constraint, recurrent_constraint, bias_constraint:
+            Default: None.
+        dropout: Fraction of the inputs to drop, in [0, 1); one mask for all
+            time steps and gates. Default: 0.0.
+        recurrent_dropout: Fraction of h_{t-1} to drop, in [0, 1); one mask
+            for all time steps and gates. Default: 0.0.
+        seed: Integer seed of the dropout masks, or None. Default: None.
+        **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
+
+    Call arguments:
+        inputs: (B, F).
+        states: A list of h_{t-1} and c_{t-1}, (B, N).
+        training: Whether to apply dropout. Default: False.
+
+    Returns:
+        h_t of shape (B, N), and the list of h_t and c_t.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range, or
+            inputs have a wrong shape.
+
+    Example:
+        >>> cell = IndyLSTMCell(8)
+        >>> keras.layers.RNN(cell)(ops.ones((2, 5, 3))).shape
+        TensorShape([2, 8])
+    """
+
+    gates = 4
+    step_type = LSTMStep
+
+    def __init__(
+        self,
+        units,
+        activation="tanh",
+        recurrent_activation="sigmoid",
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        recurrent_initializer=None,
+        bias_initializer="zeros",
+        unit_forget_bias=True,
+        kernel_regularizer=None,
+        recurrent_regularizer=None,
+        bias_regularizer=None,
+        kernel_constraint=None,
+        recurrent_constraint=None,
+        bias_constraint=None,
+        dropout=0.0,
+        recurrent_dropout=0.0,
+        seed=None,
+        **kwargs,
+    ):
+        _check_bools(use_bias=use_bias, unit_forget_bias=unit_forget_bias)
+        super().__init__(
+            units,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+            unit_forget_bias=unit_forget_bias,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            seed=seed,
+            **kwargs,
+        )
+
+    def _bias_shape(self):
+        return (4 * self.units,)
+
+    def _start_of_bias(self, shape, dtype=None):
+        start = self.bias_initializer(shape, dtype=dtype)
+        if not self.unit_forget_bias:
+            return start
+        n = self.units
+        ones = ops.ones((n,), dtype or start.dtype)
+        return ops.concatenate([start[:n], ones, start[2 * n :]])
+
+    def _biases(self):
+        if not self.use_bias:
+            return (ops.zeros((self.units,), self.compute_dtype),) * 4
+        return self._by_gate(self.bias)
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class IndyGRUCell(_IndyCell, keras.layers.GRUCell):
+    """One step of an IndyGRU: a GRU with elementwise recurrent weights.
+
+        z, r = sigmoid(x_t @ W + u * h_{t-1} + b), each with its own W, u, b
+        g = tanh(x_t @ W + b + r * (u * h_{t-1} + b'))
+        h_t = z * h_{t-1} + (1 - z) * g
+
+    Same numbers as `keras.layers.GRU` whose recurrent matrices are diagonal.
+    Source: TensorFlow 1's contrib.rnn.IndyGRUCell, after arXiv 1803.04831. The
+    layer `IndyGRU` of `indy.py` computes whole sequences of the same steps
+    many times faster.
+
+    Weights, with F input features and N units, of gates z, r, g in turn:
+        kernel: (F, 3 N).
+        recurrent_kernel: (3 N,).
+        bias: (2, 3 N), of inputs and of h; (3 N,) with `reset_after=False`;
+            absent with `use_bias=False`.
+
+    Arguments:
+        units, activation, recurrent_activation, use_bias, kernel_initializer,
+        recurrent_initializer, bias_initializer, kernel_regularizer,
+        recurrent_regularizer, bias_regularizer, kernel_constraint,
+        recurrent_constraint, bias_constraint, dropout, recurrent_dropout,
+        seed, **kwargs: As in `IndyLSTMCell`.
+        reset_after: Whether there are biases of h, as in `keras.layers.GRU`.
+            Default: True.
+
+    Call arguments:
+        inputs: (B, F).
+        states: h_{t-1} of shape (B, N), or a list of it.
+        training: Whether to apply dropout. Default: False.
+
+    Returns:
+        h_t of shape (B, N), and the new state: h_t, in a list if `states`
+        was one.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range, or
+            inputs have a wrong shape.
+    """
+
+    gates = 3
+    step_type = GRUStep
+
+    def __init__(
+        self,
+        units,
+        activation="tanh",
+        recurrent_activation="sigmoid",
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        recurrent_initializer=None,
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        recurrent_regularizer=None,
+        bias_regularizer=None,
+        kernel_constraint=None,
+        recurrent_constraint=None,
+        bias_constraint=None,
+        dropout=0.0,
+        recurrent_dropout=0.0,
+        seed=None,
+        reset_after=True,
+        **kwargs,
+    ):
+        _check_bools(use_bias=use_bias, reset_after=reset_after)
+        super().__init__(
+            units,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            seed=seed,
+            reset_after=reset_after,
+            **kwargs,
+        )
+
+    def _bias_shape(self):
+        width = 3 * self.units
+        return (2, width) if self.reset_after else (width,)
+
+    def _start_of_bias(self, shape, dtype=None):
+        return self.bias_initializer(shape, dtype=dtype)
+
+    def _biases(self):
+        zeros = ops.zeros((self.units,), self.compute_dtype)
+        if not self.use_bias:
+            return (zeros,) * 4
+        if not self.reset_after:
+            return *self._by_gate(self.bias), zeros
+        z, r, g = self._by_gate(self.bias[0])
+        of_h = self._by_gate(self.bias[1])
+        return z + of_h[0], r + of_h[1], g, of_h[2]

@@ -1,0 +1,207 @@
+"""ResetRNN: sequences that begin inside a batch row, for any Keras cell.
+
+This file stands alone: copy it into a project, or install and import it. Axis
+letters: B batch, T time, F input features, N units.
+"""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class ResetRNN(keras.layers.RNN):
+    """`keras.layers.RNN` that is told where a new sequence begins.
+
+    The steps from one that `reset` marks to the next are a sequence: outputs
+    and gradients are those of a call for each, from zero states. So several
+    short sequences go into one row (packing), and an episode may end in the
+    middle of a rollout.
+
+    Arguments:
+        cell, **kwargs: As in `keras.layers.RNN`.
+
+    Call arguments:
+        sequences: (B, T, F).
+        initial_state: As in `keras.layers.RNN`; it holds up to the first
+            reset.
+        mask: (B, T), false where a step is to be skipped. Default: None, what
+            a layer like Embedding has left with the sequences.
+        training: Whether to apply dropout. One mask holds for all sequences of
+            a row. Default: False.
+        reset: (B, T), true at the first step of a sequence, in the order of
+            time, with `go_backwards` too: that one reads each sequence from
+            its end. A masked step can be the first one. Default: None.
+
+    Returns:
+        As `keras.layers.RNN`. At a masked step without one of its own sequence
+        before it the output is zeros. The last states are those of the last
+        sequence of a row.
+
+    Raises:
+        ValueError: If `reset` or `mask` has a wrong shape.
+
+    Example:
+        >>> layer = ResetRNN(keras.layers.GRUCell(8), return_sequences=True)
+        >>> reset = np.array([[True, False, False, True, False]])
+        >>> layer(ops.ones((1, 5, 3)), reset=reset).shape
+        TensorShape([1, 5, 8])
+    """
+
+    def call(
+        self,
+        sequences,
+        initial_state=None,
+        mask=None,
+        training=False,
+        reset=None,
+    ):
+        if isinstance(mask, MaskAndReset):
+            mask, reset = mask
+        if mask is None:
+            # Keras looks there only where sequences are the only tensors.
+            mask = getattr(sequences, "_keras_mask", None)
+        mask = _of_time("mask", mask, sequences)
+        reset = _of_time("reset", reset, sequences)
+        return super().call(
+            sequences,
+            initial_state=initial_state,
+            mask=mask if reset is None else MaskAndReset(mask, reset),
+            training=training,
+        )
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        mask, reset = self.taken_apart(mask)
+        if reset is None:
+            return super().inner_loop(
+                sequences, initial_state, mask, training=training
+            )
+        # 1: a step from zero states; 2: zero states, and no step.
+        flag = ops.cast(reset, "int32")
+        if mask is not None:
+            flag *= ops.where(mask, 1, 2)
+            mask = ops.logical_or(mask, reset)
+        loop = keras.layers.RNN(
+            _ResetCell(self.cell, training),
+            return_sequences=self.return_sequences,
+            go_backwards=self.go_backwards,
+            unroll=self.unroll,
+            zero_output_for_mask=self.zero_output_for_mask,
+        )
+        flag = ops.cast(flag, sequences.dtype)[:, :, None]
+        return loop.inner_loop(
+            ops.concatenate([sequences, flag], axis=-1), initial_state, mask
+        )
+
+    def taken_apart(self, mask):
+        """What `call` has handed on: a mask, and the steps read from zeros.
+
+        The first step of a sequence; the last one with `go_backwards`.
+        """
+        if not isinstance(mask, MaskAndReset):
+            return mask, None
+        mask, reset = mask
+        if self.go_backwards:
+            reset = ops.concatenate(
+                [reset[:, 1:], ops.zeros_like(reset[:, :1])], axis=1
+            )
+        return mask, reset
+
+
+class MaskAndReset(NamedTuple):
+    """Both in place of a mask, which Keras' code hands on as it is."""
+
+    mask: object
+    reset: object
+
+
+class _ResetCell:
+    """A cell, built, whose inputs have a flag for their last feature."""
+
+    def __init__(self, cell, training):
+        self.cell, self.training = cell, training
+        self.state_size = cell.state_size
+
+    def __call__(self, inputs, states):
+        flag = inputs[:, -1:]
+        options = {}
+        if getattr(self.cell, "_call_has_training_arg", False):
+            options["training"] = self.training
+        output, new = self.cell(
+            inputs[:, :-1], _zeros_where(flag > 0, states), **options
+        )
+        return _zeros_where(flag > 1, (output, new))
+
+    call = __call__
+
+
+def _zeros_where(condition, arrays):
+    return keras.tree.map_structure(
+        lambda x: ops.where(condition, ops.zeros_like(x), x), arrays
+    )
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class Bidirectional(keras.layers.Bidirectional):
+    """`keras.layers.Bidirectional` that hands `reset` on.
+
+    Arguments and results are the same; layers are IndRNN, IndyLSTM, IndyGRU or
+    ResetRNN.
+
+    Raises:
+        TypeError: If `reset` is given to others.
+    """
+
+    def call(
+        self,
+        sequences,
+        initial_state=None,
+        mask=None,
+        training=None,
+        reset=None,
+    ):
+        if reset is not None:
+            for layer in (self.forward_layer, self.backward_layer):
+                if not isinstance(layer, ResetRNN):
+                    raise TypeError(
+                        "`reset` must be None, or `layer` one that takes it, "
+                        f"got {layer!r}"
+                    )
+            if mask is None:
+                mask = getattr(sequences, "_keras_mask", None)
+            mask = MaskAndReset(mask, reset)
+        return super().call(
+            sequences, initial_state=initial_state, mask=mask, training=training
+        )
+
+
+def _of_time(name, values, sequences):
+    """A mask or resets as bools (B, T), or None. As in dilated_rnn.py."""
+    if isinstance(values, (list, tuple)):
+        # One mask for each input, as Keras has it, or numbers in lists.
+        first = values[0] if values else None
+        is_mask = first is None or len(getattr(first, "shape", ())) > 1
+        values = first if is_mask else np.array(values)
+    if values is None:
+        return None
+    values = ops.convert_to_tensor(values)
+    expected = tuple(sequences.shape[:2])
+    if len(values.shape) == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if not _fits(values.shape, expected):
+        raise ValueError(
+            f"`{name}` must have shape (batch, time), here {expected}, got "
+            f"{tuple(values.shape)}"
+        )
+    # A size unknown until now must not be broadcast.
+    return ops.cast(ops.reshape(values, ops.shape(sequences)[:2]), "bool")
+
+
+def _fits(shape, expected):
+    """Whether a shape may be the expected one, as far as both are known."""
+    return len(shape) == len(expected) and all(
+        None in pair or pair[0] == pair[1]
+        for pair in zip(shape, expected, strict=True)
+    )
