@@ -4,6 +4,7 @@ This file stands alone: copy it into a project, or install and import it. Axis
 letters: B batch, T time, F input features, N units, d dilation.
 """
 
+import inspect
 import math
 import numbers
 
@@ -65,7 +66,11 @@ class DilatedRNN(keras.layers.Layer):
         mask: (B, T), false where a step is to be skipped, as though it were
             not in the sequence. Default: None.
         training: Whether to apply the dropout of the cells, with one mask for
-            all steps of a sequence. Default: False.
+            all steps of a row. Default: False.
+        reset: (B, T), true at the first step of a sequence: each layer forgets
+            its last d states, and outputs, last states and gradients are those
+            of a call for each sequence. More on it in `ResetRNN` of
+            `reset_rnn.py`, which runs the cells then. Default: None.
 
     Returns:
         With `return_sequences`, (B, T, N). Otherwise the last d outputs in the
@@ -79,6 +84,8 @@ class DilatedRNN(keras.layers.Layer):
         ValueError, TypeError: If an argument has a wrong type, length or
             range, a layer has options that DilatedRNN has itself, or tensors
             have a wrong shape.
+        ModuleNotFoundError: If `reset` is given, and reset_rnn.py is not
+            there.
 
     Example:
         >>> model = keras.Sequential([
@@ -192,14 +199,25 @@ class DilatedRNN(keras.layers.Layer):
             # way; its own RNN uses a private one.
             object.__setattr__(self, "states", states)
 
-    def call(self, sequences, initial_state=None, mask=None, training=False):
+    def call(
+        self,
+        sequences,
+        initial_state=None,
+        mask=None,
+        training=False,
+        reset=None,
+    ):
         batch, length, _ = ops.shape(sequences)
         if isinstance(length, int) and length < 1:
             raise ValueError(
                 "`sequences` must have at least one time step, got shape "
                 f"{tuple(sequences.shape)}"
             )
+        if mask is None:
+            # Keras looks there only where sequences are the only tensors.
+            mask = getattr(sequences, "_keras_mask", None)
         mask = _of_time("mask", mask, sequences)
+        reset = _of_time("reset", reset, sequences)
         sequences = ops.cast(sequences, self.compute_dtype)  # integers too
         # Time first: so laid out, a sequence falls into phases, and phases
         # into a sequence, without any work.
@@ -210,6 +228,7 @@ class DilatedRNN(keras.layers.Layer):
             not (self.return_sequences or with_state)
             and initial_state is None
             and mask is None
+            and reset is None
             and self._nests(length)
         ):
             return self._last_outputs(x, training)
@@ -220,10 +239,28 @@ class DilatedRNN(keras.layers.Layer):
             mask = ops.flip(mask, axis=1) if self.go_backwards else mask
             lengths = ops.sum(ops.cast(mask, "int32"), axis=1)
             x = _unmasked_first(x, mask, lengths)
+        if reset is not None:
+            if self.go_backwards:  # The last step of a sequence is read first.
+                none = ops.zeros_like(reset[:, :1])
+                reset = ops.concatenate([reset[:, 1:], none], axis=1)
+                reset = ops.flip(reset, axis=1)
+            # Which sequence of its row a step belongs to: of all steps, and
+            # of those that are read.
+            of_all = ops.cumsum(ops.cast(reset, "int32"), axis=1)
+            of_read = ops.transpose(of_all)
+            if mask is not None:
+                of_read = _unmasked_first(of_read[:, :, None], mask, lengths)
+                of_read = of_read[:, :, 0]
+            steps = ops.arange(length)[:, None]
+            before = (steps < lengths) & (of_read < of_all[:, -1])
+            # The first step of the last sequence, if there is another one.
+            first = ops.sum(ops.cast(before, "int32"), axis=0)
+            first = ops.where(of_all[:, -1] > 0, first, -max(self.dilations))
         y, state = self._all_outputs(
             x,
             self._state(initial_state, batch),
             lengths,
+            of_read=None if reset is None else of_read,
             with_mask=mask is not None,
             with_state=with_state,
             training=training,
@@ -231,25 +268,38 @@ class DilatedRNN(keras.layers.Layer):
         y = ops.cast(ops.transpose(y, (1, 0, 2)), self.compute_dtype)
         if not self.return_sequences:
             count = self.dilations[0]
-            y = _pick(y, lengths[:, None] - count + ops.arange(count))
+            index = lengths[:, None] - count + ops.arange(count)
+            if reset is not None:
+                index = ops.where(index >= first[:, None], index, -1)
+            y = _pick(y, index)
             y = ops.reshape(y, (batch, count * y.shape[-1]))
         elif mask is not None:
-            y = _pick(y, ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1)
+            index = ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1
+            if reset is not None:
+                read = _pick(ops.transpose(of_read)[:, :, None], index)
+                index = ops.where(read[:, :, 0] == of_all, index, -1)
+            y = _pick(y, index)
             if self.zero_output_for_mask:
                 y = ops.where(mask[:, :, None], y, ops.zeros_like(y))
+        if reset is not None:
+            state = [_since(first, value, lengths) for value in state]
         state = [ops.cast(value, self.compute_dtype) for value in state]
         if self.stateful:
             for variable, value in zip(self.states, state, strict=True):
                 variable.assign(value)
         return (y, *state) if self.return_state else y
 
-    def _all_outputs(self, x, state, lengths, with_mask, with_state, training):
+    def _all_outputs(
+        self, x, state, lengths, of_read, with_mask, with_state, training
+    ):
         """All layers, over all phases.
 
         Arguments:
             x: (T, B, F), of which sequence b ends after `lengths[b]` steps.
             state: The states before the first step.
             lengths: (B,).
+            of_read: (T, B), which sequence of its row a step belongs to, or
+                None.
             with_mask: Whether a sequence may end before T.
             with_state: Whether the last states are wanted.
             training: Whether to apply dropout.
@@ -270,6 +320,13 @@ class DilatedRNN(keras.layers.Layer):
             if with_mask or (with_state and not whole):
                 mask = ops.arange(steps * phases)[:, None] < lengths
                 mask = ops.reshape(mask, (steps, phases * batch))
+            reset = None
+            if of_read is not None:
+                # Of step t - d, before which there was sequence 0.
+                earlier = ops.zeros((phases, batch), "int32")
+                earlier = ops.concatenate([earlier, of_read], axis=0)
+                reset = _resize(of_read > earlier[:length], steps * phases)
+                reset = ops.reshape(reset, (steps, phases * batch))
             structure = layer.get_initial_state(batch)
             before = [next(state) for _ in keras.tree.flatten(structure)]
             y, *after = self._run(
@@ -278,6 +335,7 @@ class DilatedRNN(keras.layers.Layer):
                 phases,
                 training,
                 mask=None if mask is None else ops.transpose(mask),
+                reset=None if reset is None else ops.transpose(reset),
                 initial_state=keras.tree.pack_sequence_as(
                     structure, [_rows(value[:, :phases]) for value in before]
                 ),
@@ -324,6 +382,10 @@ class DilatedRNN(keras.layers.Layer):
         """The outputs, time first, and the last states of one layer."""
         if training:
             _share_dropout(layer, x, phases)
+        if options.get("reset") is None:
+            options.pop("reset", None)
+        elif "reset" not in inspect.signature(layer.call).parameters:
+            layer = _reset_rnn(layer)
         y, *state = layer(
             ops.transpose(x, (1, 0, 2)), training=training, **options
         )
@@ -751,6 +813,31 @@ def _share_dropout(layer, x, phases):
                 lambda mask: ops.tile(mask, (phases, 1)), mask
             )
             setattr(cell, f"_{name}_mask", mask)
+
+
+def _reset_rnn(layer):
+    """The cell of a layer in one that takes `reset`."""
+    try:
+        from reset_rnn import ResetRNN
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"`reset` needs reset_rnn.py, not only dilated_rnn.py: {error}"
+        ) from error
+
+    return ResetRNN(
+        layer.cell,
+        return_sequences=True,
+        return_state=True,
+        dtype=layer.dtype_policy,
+    )
+
+
+def _since(first, state, lengths):
+    """States (B, d, N) of the last d steps, zeros of those before the first."""
+    dilation = state.shape[1]
+    steps = lengths[:, None] - dilation + ops.arange(dilation)
+    kept = (steps >= first[:, None])[:, :, None]
+    return ops.where(kept, state, ops.zeros_like(state))
 
 
 def _units(layer):
