@@ -90,11 +90,14 @@ def stacked_ind_rnn(
             stateful: Whether a batch starts from the states in which the one
                 before it ended. Default: False.
             batch_size: B, which `stateful` must know. Default: None.
+            reset: Whether the model has a second input, "reset" (B, T), true
+                at the first step of a sequence, where all recurrences start
+                anew; see `IndRNN`. Default: False.
             name: Of the model.
 
     Returns:
-        A `keras.Model` from (B, T, F) to (B, num_outputs), or (B, T,
-        num_outputs) with `return_sequences`.
+        A `keras.Model` from (B, T, F), or that and resets in a list, to
+        (B, num_outputs), or (B, T, num_outputs) with `return_sequences`.
 
     Raises:
         ValueError, TypeError: If an argument has a wrong type or range.
@@ -295,10 +298,12 @@ class _Network:
         return_sequences=False,
         stateful=False,
         batch_size=None,
+        reset=False,
         name=None,
     ):
         _check_bools(
             long_memory=long_memory,
+            reset=reset,
             return_sequences=return_sequences,
             stateful=stateful,
         )
@@ -353,6 +358,11 @@ class _Network:
         self.return_sequences = return_sequences
         self.stateful = stateful
         self.input = keras.Input((time_steps, features), batch_size=batch_size)
+        self.reset = None
+        if reset:
+            self.reset = keras.Input(
+                (time_steps,), batch_size, dtype="bool", name="reset"
+            )
         self.unit_gain = None
         if normalization is None and recurrent_initializer is None:
             # One seed: feature n has the same memory in every layer, also
@@ -407,7 +417,7 @@ class _Network:
             with_moments=self.normalization == "batch"
             and self.place == "after"
             and self.max_steps is None,
-        )(x)
+        )(x, reset=self.reset)
         return self.normalize(x) if self.place == "after" else x
 
     def normalize(self, x):
@@ -430,7 +440,10 @@ class _Network:
         if num_outputs is not None:
             num_outputs = _integer("num_outputs", num_outputs, minimum=1)
             x = self._dense(x, num_outputs, self.kernel_initializer)
-        return keras.Model(self.input, x, name=self.name)
+        inputs = self.input
+        if self.reset is not None:
+            inputs = [self.input, self.reset]
+        return keras.Model(inputs, x, name=self.name)
 
 
 def _clone(initializer):

@@ -324,19 +324,16 @@ def _differentiable(forward, backward, a, weights, states, options, cut=None):
     `cut` is the number of steps without padding. Moments that the forward pass
     returns are told with h.
     """
-    kept = None if _pullback(options["step"]) else a
+    again = _pullback(options["step"]) is None
     if jax:
 
         @jax.custom_gradient
         def recurrence(a, weights, states):
             all_states, ends = forward(a, weights, states, **options)
-
-            def gradient(g):
-                return backward(
-                    *g, all_states, kept, weights, states, **options
-                )
-
-            return (all_states[0], ends), gradient
+            kept = all_states, a if again else None, weights, states
+            return (all_states[0], ends), lambda g: backward(
+                *g, *kept, **options
+            )
 
         h, ends = recurrence(a, weights, states)
         h = h[:, :cut]
@@ -357,9 +354,8 @@ def _differentiable(forward, backward, a, weights, states, options, cut=None):
                 length = options.get("length", tf.shape(known)[1])
                 count = tf.cast(tf.shape(known)[0] * length, moments[0].dtype)
                 g_moments = moments[0], *(x / count for x in g_moments)
-            gradients = pullback(
-                g, g_ends, (known, *others), kept, weights, states, g_moments
-            )
+            kept = (known, *others), a if again else None, weights, states
+            gradients = pullback(g, g_ends, *kept, g_moments)
             return tf.nest.flatten(gradients)
 
         return (result, *ends, *moments), gradient

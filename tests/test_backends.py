@@ -17,6 +17,9 @@ from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
 from ind_rnn_recurrence import fused_activations
+from indy import IndyGRU, IndyLSTM
+from indy_cell import IndyGRUCell, IndyLSTMCell
+from reset_rnn import ResetRNN
 
 B, T, F, N = 2, 37, 3, 4
 ACTIVATIONS = {
@@ -120,6 +123,39 @@ def test_layer_equals_its_cell():
         rtol=0,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize(
+    "kind, cell",
+    [
+        (IndRNN, IndRNNCell),
+        (IndyLSTM, IndyLSTMCell),
+        (IndyGRU, IndyGRUCell),
+    ],
+)
+def test_resets_and_gates_train_as_the_loop(kind, cell):
+    """One step, whose size shows the gradients."""
+    values = {"x": data(B, T, F), "reset": MASK, "mask": MASK[::-1]}
+    results = []
+    for layer in (
+        kind(N, return_sequences=True),
+        ResetRNN(cell(N), return_sequences=True),
+    ):
+        x = keras.Input((T, F), name="x")
+        reset, mask = (
+            keras.Input((T,), dtype="bool", name=name)
+            for name in ("reset", "mask")
+        )
+        y = layer(x, mask=mask, reset=reset)
+        model = keras.Model({"x": x, "reset": reset, "mask": mask}, y)
+        for i, weight in enumerate(layer.trainable_weights):
+            weight.assign(data(*weight.shape, phase=i))
+        model.compile(keras.optimizers.SGD(1.0), "mse")
+        outputs = model.predict(values, verbose=0)
+        model.train_on_batch(values, np.zeros((B, T, N)))
+        results.append([outputs, *layer.get_weights()])
+    for fused, loop in zip(*results, strict=True):
+        np.testing.assert_allclose(fused, loop, rtol=0, atol=1e-5)
 
 
 def test_networks_learn_and_are_saved(tmp_path):

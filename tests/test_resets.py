@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
@@ -319,3 +320,40 @@ def test_lists_and_numbers_are_flags():
     expected = layer(x, reset=CASE)
     for reset in (CASE.tolist(), CASE.astype("int64"), CASE[:, :, None] * 1.0):
         np.testing.assert_array_equal(layer(x, reset=reset), expected)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer", None])
+@pytest.mark.parametrize(
+    "network, options",
+    [
+        (stacked_ind_rnn, {"units": N, "num_layers": 3}),
+        (residual_ind_rnn, {"units": N, "num_blocks": 2}),
+        (dense_ind_rnn, {"growth_rate": 2, "block_sizes": [2, 1]}),
+    ],
+)
+def test_networks_with_resets(network, options, normalization):
+    options = {
+        **options,
+        "normalization": normalization,
+        "num_outputs": 2,
+        "return_sequences": True,
+    }
+    plain = network((None, F), **options)
+    model = network((None, F), reset=True, **options)
+    assert [x.name for x in model.inputs][1] == "reset"
+    for i, w in enumerate(model.weights):
+        value = data(*w.shape, phase=i)
+        w.assign(np.abs(value) if "variance" in w.name else value)
+    plain.set_weights(model.get_weights())
+    x = np.float32(data(B, 7, F))
+    y = model.predict([x, CASE], verbose=0)
+    for b, start, end in (
+        (0, 0, 2),
+        (0, 2, 5),
+        (0, 5, 7),
+        (1, 5, 7),
+        (2, 0, 7),
+    ):
+        expected = plain(x[b : b + 1, start:end])[0]
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(y[b, start:end], expected, atol=1e-5 * scale)
