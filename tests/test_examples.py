@@ -95,7 +95,15 @@ def test_addition_learns(tmp_path):
     assert history(tmp_path)[-1]["val_loss"] < addition_rnn.BASELINE / 10
 
 
-@pytest.mark.parametrize("name", ["addition", "mnist", "noisy", "copy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "addition",
+        "mnist",
+        pytest.param("noisy", marks=pytest.mark.slow),
+        pytest.param("copy", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_resumes_to_the_same_end(
     name, tmp_path, monkeypatch, mnist
 ):

@@ -118,7 +118,7 @@ def a_case(kind, seed, dtype):
     [
         ("float32", 1e-5),
         ("float64", 1e-12),
-        ("mixed_float16", 1e-3),
+        pytest.param("mixed_float16", 1e-3, marks=pytest.mark.slow),
         ("mixed_bfloat16", 1e-2),
     ],
 )

@@ -1,6 +1,7 @@
 """IndyLSTM and IndyGRU against Keras' loop, Keras' layers and NumPy."""
 
 import inspect
+import os
 
 import keras
 import numpy as np
@@ -94,7 +95,7 @@ def test_numpy_oracle(kind):
     np.testing.assert_allclose(y, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(100 if os.environ.get("LONG") else 12))
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_loop(kind, seed):
     rng = np.random.default_rng(seed)
@@ -356,8 +357,6 @@ class ConformanceTest(testing.TestCase):
         for kind in KINDS:
             for options, shape in (
                 ({}, (B, N)),
-                ({"return_sequences": True}, (B, 2, N)),
-                ({"use_bias": False, "go_backwards": True}, (B, N)),
                 ({"dropout": 0.1, "recurrent_dropout": 0.1, "seed": 1}, (B, N)),
                 ({"unroll": True}, (B, N)),
             ):

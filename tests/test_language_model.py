@@ -510,8 +510,8 @@ def test_defaults_depend_on_the_level(level):
     "model, level",
     [
         ("residual", "char"),
-        ("stacked", "word"),
-        ("dense", "word"),
+        pytest.param("stacked", "word", marks=pytest.mark.slow),
+        pytest.param("dense", "word", marks=pytest.mark.slow),
         ("lstm", "char"),
     ],
 )

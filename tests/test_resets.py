@@ -19,7 +19,7 @@ from reset_rnn import Bidirectional, ResetRNN
 
 B, F, N = 3, 2, 4
 CELLS = {IndRNN: IndRNNCell, IndyLSTM: IndyLSTMCell, IndyGRU: IndyGRUCell}
-COUNT = 1000 if os.environ.get("LONG") else 12
+COUNT = 1000 if os.environ.get("LONG") else 9
 TIMES = (1, 5, 20)
 
 
