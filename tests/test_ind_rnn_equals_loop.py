@@ -1,8 +1,8 @@
 """IndRNN against `keras.layers.RNN(IndRNNCell)`: all it returns, all gradients.
 
-The cover: eagerly, with T = 7, half of the product of dtype, activation, reading
-direction, mask and recurrent_dropout (`LONG=1`: all of it), each with seeded
-draws of the other options, so that every pair of option values occurs
+The cover: eagerly, with T = 7, half of the product of dtype, activation,
+reading direction, mask and recurrent_dropout (`LONG=1`: all of it), each with
+seeded draws of the other options, so that every pair of option values occurs
 (`test_cover`). Compiled
 forms, other T, fit and half precision: smaller seeded draws of the same.
 """
