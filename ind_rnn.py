@@ -19,7 +19,7 @@ from ind_rnn_recurrence import (
     fused_activations,
     recurrence,
 )
-from reset_rnn import ResetRNN
+from reset_rnn import ResetRNN, _mask_of, _zeros_where
 
 
 def _of_cell(name):
@@ -59,9 +59,7 @@ class ElementwiseRNN(ResetRNN):
     seed = _of_cell("seed")
 
     def __init__(self, cell, activity_regularizer=None, **options):
-        _check_bools(
-            **{name: options[name] for name in LAYER_OPTIONS if name in options}
-        )
+        _check_bools(**{name: options[name] for name in LAYER_OPTIONS})
         _check_known(
             keras.regularizers.get, activity_regularizer=activity_regularizer
         )
@@ -116,13 +114,11 @@ class ElementwiseRNN(ResetRNN):
                 sequences,
                 count=len(keras.tree.flatten(self.state_size)),
             )
-        if mask is None:
-            mask = getattr(sequences, "_keras_mask", None)
         return super().call(
             # Integers, as in LSTM
             ops.cast(sequences, self.compute_dtype),
             initial_state=initial_state,
-            mask=mask,
+            mask=_mask_of(sequences, mask),
             training=training,
             reset=reset,
         )
@@ -180,7 +176,7 @@ class ElementwiseRNN(ResetRNN):
         """`inner_loop` without a loop."""
         mask, reset = self.taken_apart(mask)
         if reset is not None:
-            states = [ops.where(reset, ops.zeros_like(x), x) for x in states]
+            states = _zeros_where(reset, states)
         before = states
         output, states = self.step_of_cell(sequences, states, training)
         if mask is not None:

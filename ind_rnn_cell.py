@@ -545,17 +545,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         return kernel_initializer, draw
 
     def _check_input(self, shape):
-        if len(shape) != 2:
-            raise ValueError(
-                "`inputs` of one step must have shape (batch, features), "
-                f"got {tuple(shape)}; sequences (batch, time, features) are "
-                "for `keras.layers.RNN(cell)`"
-            )
-        if shape[-1] is None:
-            raise ValueError(
-                "`inputs` must have a known number of features, got shape "
-                f"{tuple(shape)}"
-            )
+        _check_step(shape)
         if not self.use_kernel and shape[-1] != self.units:
             raise ValueError(
                 "`inputs` must have as many features as `units` with "
@@ -595,6 +585,21 @@ def _check_known(get, **arguments):
                 f"`{name}` must be None, a callable, or the name or config of "
                 f"one that Keras knows, got {identifier!r}: {error}"
             ) from error
+
+
+def _check_step(shape):
+    """The shape of the inputs of one step, (B, F)."""
+    if len(shape) != 2:
+        raise ValueError(
+            "`inputs` of one step must have shape (batch, features), "
+            f"got {tuple(shape)}; sequences (batch, time, features) are "
+            "for `keras.layers.RNN(cell)`"
+        )
+    if shape[-1] is None:
+        raise ValueError(
+            "`inputs` must have a known number of features, got shape "
+            f"{tuple(shape)}"
+        )
 
 
 def _check_state(name, states, units, name_of_inputs, inputs, count=1):

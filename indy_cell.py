@@ -14,6 +14,7 @@ from ind_rnn_cell import (
     _check_bools,
     _check_known,
     _check_state,
+    _check_step,
     _integer,
     _number,
     _OfThread,
@@ -98,7 +99,7 @@ class _IndyCell:
     _recurrent_dropout_mask = _OfThread()
 
     def build(self, input_shape):
-        self._check_input(input_shape)
+        _check_step(input_shape)
         width = self.gates * self.units
         self.kernel = self.add_weight(
             shape=(input_shape[-1], width),
@@ -126,7 +127,7 @@ class _IndyCell:
         self.built = True
 
     def call(self, inputs, states, training=False):
-        self._check_input(inputs.shape)
+        _check_step(inputs.shape)
         inputs = ops.cast(inputs, self.compute_dtype)  # integers, as in LSTM
         bare = not isinstance(states, (list, tuple))
         states = [states] if bare else states
@@ -157,22 +158,12 @@ class _IndyCell:
         """Factors of h and biases of the gates, (N,), in a tuple each."""
         return self._by_gate(self.recurrent_kernel), self._biases()
 
+    def _start_of_bias(self, shape, dtype=None):
+        return self.bias_initializer(shape, dtype=dtype)
+
     def _by_gate(self, weight):
         weight = ops.reshape(weight, (self.gates, self.units))
         return tuple(ops.unstack(weight, self.gates))
-
-    def _check_input(self, shape):
-        if len(shape) != 2:
-            raise ValueError(
-                "`inputs` of one step must have shape (batch, features), "
-                f"got {tuple(shape)}; sequences (batch, time, features) are "
-                "for `keras.layers.RNN(cell)`"
-            )
-        if shape[-1] is None:
-            raise ValueError(
-                "`inputs` must have a known number of features, got shape "
-                f"{tuple(shape)}"
-            )
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
@@ -280,7 +271,7 @@ class IndyLSTMCell(_IndyCell, keras.layers.LSTMCell):
         return (4 * self.units,)
 
     def _start_of_bias(self, shape, dtype=None):
-        start = self.bias_initializer(shape, dtype=dtype)
+        start = super()._start_of_bias(shape, dtype)
         if not self.unit_forget_bias:
             return start
         n = self.units
@@ -384,9 +375,6 @@ class IndyGRUCell(_IndyCell, keras.layers.GRUCell):
     def _bias_shape(self):
         width = 3 * self.units
         return (2, width) if self.reset_after else (width,)
-
-    def _start_of_bias(self, shape, dtype=None):
-        return self.bias_initializer(shape, dtype=dtype)
 
     def _biases(self):
         zeros = ops.zeros((self.units,), self.compute_dtype)

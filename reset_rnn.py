@@ -60,10 +60,7 @@ class ResetRNN(keras.layers.RNN):
     ):
         if isinstance(mask, MaskAndReset):
             mask, reset = mask
-        if mask is None:
-            # Keras looks there only where sequences are the only tensors.
-            mask = getattr(sequences, "_keras_mask", None)
-        mask = _of_time("mask", mask, sequences)
+        mask = _of_time("mask", _mask_of(sequences, mask), sequences)
         reset = _of_time("reset", reset, sequences)
         return super().call(
             sequences,
@@ -169,12 +166,18 @@ class Bidirectional(keras.layers.Bidirectional):
                         "`reset` must be None, or `layer` one that takes it, "
                         f"got {layer!r}"
                     )
-            if mask is None:
-                mask = getattr(sequences, "_keras_mask", None)
-            mask = MaskAndReset(mask, reset)
+            mask = MaskAndReset(_mask_of(sequences, mask), reset)
         return super().call(
             sequences, initial_state=initial_state, mask=mask, training=training
         )
+
+
+def _mask_of(sequences, mask):
+    """A mask, or what a layer like Embedding has left with the sequences.
+
+    Keras looks there only where sequences are the only tensors of a call.
+    """
+    return getattr(sequences, "_keras_mask", None) if mask is None else mask
 
 
 def _of_time(name, values, sequences):
