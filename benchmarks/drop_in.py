@@ -23,9 +23,13 @@ import pathlib
 import statistics
 import time
 
+import keras
+import tensorflow as tf
+
+from drop_in_networks import INDY, build
 from drop_in_tasks import TASKS
 
-UNITS, BATCH, EPOCHS = 64, 32, 4
+BATCH, EPOCHS = 32, 4
 KEY = "task", "model", "layers", "learning_rate", "seed"
 FIELDS = (
     *KEY,
@@ -36,7 +40,6 @@ FIELDS = (
     "validation_loss",
     "score",
 )
-KERAS = "LSTM", "GRU", "SimpleRNN"
 # (model, numbers of layers, learning rate)
 KERAS_STUDY = (
     ("LSTM", (1, 2, 4), 1e-3),
@@ -50,6 +53,7 @@ STUDY = (
     ("stacked", (6,), 1e-3),
     ("stacked, uniform", (6,), 1e-3),
     ("IndRNN", (1,), 3e-3),
+    *((model, (1, 2), 1e-3) for model in INDY),
 )
 CANDIDATES = (
     ("all positive", (2,), 1e-3),
@@ -65,55 +69,21 @@ CANDIDATES = (
     ("uniform, gain", (2,), 1e-3),
     ("stacked, time constants", (6,), 1e-3),
     ("stacked, not normalized", (6,), 1e-3),
+    *(
+        (f"{model}, {start}", (1,), 1e-3)
+        for model in INDY
+        for start in (
+            "zeros",
+            "positive",
+            "time constants",
+            "chrono",
+            "wide",
+            "wide, time constants",
+        )
+    ),
 )
 # Which of them train on, for as long as LSTM of so many layers.
-IN_THE_TIME_OF_LSTM = {"IndRNN": 1, "stacked": 2}
-# `stacked_ind_rnn` of 6 layers has the weights of LSTM of 2 layers.
-STACKED_UNITS = 96
-
-
-def options(model, time_steps):
-    """The arguments of a network of IndRNN layers: what its start is."""
-    import keras
-
-    from ind_rnn_cell import TimeConstants, UnitGain
-
-    def gain(initializer=None, **arguments):
-        return {"kernel_initializer": UnitGain(initializer, **arguments)}
-
-    def tau(**arguments):
-        return {"recurrent_initializer": TimeConstants(**arguments)}
-
-    uniform = keras.initializers.RandomUniform(0.0, 1.0)
-    return {
-        "IndRNN": {},
-        # The default before this study
-        "uniform": {
-            "kernel_initializer": "glorot_uniform",
-            "recurrent_initializer": uniform,
-        },
-        "stacked": {},
-        "stacked, uniform": {
-            "recurrent_initializer": keras.initializers.RandomUniform(
-                0.0, 2 ** (1 / time_steps)
-            )
-        },
-        "stacked, time constants": tau(),
-        "stacked, not normalized": {"batch_normalization": None},
-        "all positive": tau(negative=0.0),
-        "half negative": tau(negative=0.5),
-        "longest 1000": {**gain(time_steps=1000), **tau(longest=1000)},
-        "glorot": gain("glorot_uniform"),
-        "he": gain("he_uniform"),
-        "fan_avg": gain(
-            keras.initializers.VarianceScaling(2.0, "fan_avg", "uniform")
-        ),
-        "gain^1": gain(exponent=1.0),
-        "gain^.75": gain(exponent=0.75),
-        "gain^.5": gain(exponent=0.5),
-        "he, gain^1": gain("he_uniform", exponent=1.0),
-        "uniform, gain": {"recurrent_initializer": uniform},
-    }[model]
+IN_THE_TIME_OF_LSTM = {"IndRNN": 1, "stacked": 2, "IndyLSTM": 1, "IndyGRU": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,53 +103,8 @@ class Run:
         return tuple(str(getattr(self, name)) for name in KEY)
 
 
-def build(run, task):
-    """The compiled network of a run."""
-    import keras
-
-    from deep_ind_rnn import stacked_ind_rnn
-    from ind_rnn import IndRNN
-
-    x = inputs = keras.Input(task.x.shape[1:], dtype=task.x.dtype)
-    if task.vocabulary:
-        embedding = keras.layers.Embedding(
-            task.vocabulary, UNITS, mask_zero=task.mask
-        )
-        x = embedding(x)
-    time_steps = task.x.shape[1]
-    if run.model.startswith("stacked"):
-        x = stacked_ind_rnn(
-            (time_steps, x.shape[-1]),
-            STACKED_UNITS,
-            run.layers,
-            return_sequences=task.every_step,
-            **options(run.model, time_steps),
-        )(x)
-    else:
-        for index in range(run.layers):
-            of_layer = {
-                "return_sequences": task.every_step or index < run.layers - 1
-            }
-            if run.model in KERAS:
-                layer = getattr(keras.layers, run.model)(UNITS, **of_layer)
-            else:
-                start = options(run.model, time_steps)
-                layer = IndRNN(UNITS, **of_layer, **start)
-            x = layer(x)
-    model = keras.Model(inputs, keras.layers.Dense(task.outputs)(x))
-    loss = "mse"
-    if task.classes:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    metrics = ["accuracy"] if task.score == "accuracy" else None
-    adam = keras.optimizers.Adam(run.learning_rate)
-    model.compile(adam, loss, metrics=metrics)
-    return model
-
-
 def train(run, args):
     """The rows of a run, one for each epoch."""
-    import keras
-
     keras.backend.clear_session()
     keras.utils.set_random_seed(run.seed)
     task = TASKS[run.task](args)
@@ -223,8 +148,6 @@ def train(run, args):
 
 def take_one_core():
     """At the start of a process: one thread for all that it computes."""
-    import tensorflow as tf
-
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 

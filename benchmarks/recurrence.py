@@ -1,9 +1,10 @@
 """Time of recurrent layers beside a Dense layer: forward, and with backward.
 
     python benchmarks/recurrence.py
+    python benchmarks/recurrence.py --features 1
 
-All layers read the same (B, T, N) array and are timed in one process, round
-robin; a figure is the median. The loss is sum(y * G) with a fixed random G, so
+All layers read the same array, (B, T, F) or, by default, (B, T, N), and are
+timed in one process, round robin; a figure is the median. The loss is sum(y * G) with a fixed random G, so
 that the loss itself costs next to nothing. Then the recurrence alone, without
 a matrix product, in its two forms, beside ReLU: one pass over the array. With
 resets, one step in ten begins a new sequence.
@@ -102,13 +103,18 @@ def compare(layers, unit, args, x, weights):
 def main(argv=None):
     options = parser(__doc__, batch=32, time_steps=784, units=128, rounds=30)
     add_jit(options)
+    options.add_argument(
+        "--features", type=int, metavar="F", help="default: as many as units"
+    )
     args = options.parse_args(argv)
 
     shape = (args.batch, args.time_steps, args.units)
     rng = np.random.default_rng(0)
     x, weights = tf.constant(rng.normal(size=(2, *shape)), tf.float32)
-    print(f"(B, T, N) = {shape}, {conditions(args)}")
-    seconds = compare(LAYERS, "Dense", args, x, weights)
+    features = args.features or args.units
+    few = tf.constant(rng.normal(size=(*shape[:2], features)), tf.float32)
+    print(f"(B, T, N) = {shape}, F = {features}, {conditions(args)}")
+    seconds = compare(LAYERS, "Dense", args, few, weights)
     print("\nforward + backward:")
     for name, other in (
         ("LSTM", "IndRNN"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import drop_in
+import drop_in_networks
 import drop_in_report
 import drop_in_tasks
 from ind_rnn import IndRNN
@@ -76,15 +77,50 @@ def test_networks(model, task):
     assert network.output_shape == (None, data.outputs)
     assert network.optimizer.learning_rate == np.float32(2e-3)
     if layers == 2 and model != "LSTM":
-        start = drop_in.options(model, 9)
-        layers = [x for x in network.layers if isinstance(x, IndRNN)]
+        start = drop_in_networks.options(model, 9)
+        kind = drop_in_networks.layer_type(model)
+        assert kind.__name__ == model.split(",")[0] or kind is IndRNN
+        layers = [x for x in network.layers if isinstance(x, kind)]
         assert len(layers) == 2
         for layer in layers:
             for name, given in start.items():
-                given = keras.initializers.get(given)
                 found = getattr(layer, name)
-                assert type(found).__name__ == type(given).__name__
-                assert found.get_config() == given.get_config()
+                if name.endswith("initializer"):
+                    given = keras.initializers.get(given)
+                if hasattr(given, "get_config"):
+                    assert type(found).__name__ == type(given).__name__
+                    assert found.get_config() == given.get_config()
+                elif callable(given):
+                    assert found.__qualname__ == given.__qualname__
+                else:
+                    assert found == given
+
+
+@pytest.mark.parametrize("gates", [3, 4])
+@pytest.mark.parametrize("chrono", [False, True])
+def test_gates_that_keep_for_time_constants(gates, chrono):
+    time_steps, units = 100, 5000
+    keras.utils.set_random_seed(0)
+    start = drop_in_networks.time_constants(gates, time_steps, chrono)
+    bias = start((gates * units,) if gates == 4 else (2, gates * units))
+    if gates == 3:
+        assert not np.any(bias[1])
+        bias = bias[0]
+    parts = np.reshape(bias, (gates, units))
+    keep = parts[1 if gates == 4 else 0]
+    kept = 1 / (1 + np.exp(-keep))
+    tau = 1 / (1 - kept) if chrono else -1 / np.log(kept)
+    shortest, longest = (2, time_steps) if chrono else (0.5, time_steps)
+    # float32 rounds what is near 1.
+    np.testing.assert_allclose(
+        np.quantile(tau, [0.0, 1.0]), [shortest, longest], rtol=0.02
+    )
+    middle = 51 if chrono else 50**0.5
+    np.testing.assert_allclose(np.median(tau), middle, rtol=0.05)
+    others = parts.sum(axis=0) - keep
+    np.testing.assert_allclose(
+        others, -keep if chrono and gates == 4 else 0 * keep
+    )
 
 
 class Stop(Exception):

@@ -1,0 +1,149 @@
+"""The networks of `drop_in.py`: a kind of layer, and how its weights start."""
+
+import keras
+from keras import ops
+
+from deep_ind_rnn import stacked_ind_rnn
+from ind_rnn import IndRNN
+from ind_rnn_cell import TimeConstants, UnitGain
+from indy import IndyGRU, IndyLSTM
+
+UNITS = 64
+# `stacked_ind_rnn` of 6 layers has the weights of LSTM of 2 layers.
+STACKED_UNITS = 96
+KERAS = "LSTM", "GRU", "SimpleRNN"
+INDY = "IndyLSTM", "IndyGRU"
+
+
+def build(run, task):
+    """The compiled network of a run."""
+    x = inputs = keras.Input(task.x.shape[1:], dtype=task.x.dtype)
+    if task.vocabulary:
+        embedding = keras.layers.Embedding(
+            task.vocabulary, UNITS, mask_zero=task.mask
+        )
+        x = embedding(x)
+    time_steps = task.x.shape[1]
+    if run.model.startswith("stacked"):
+        x = stacked_ind_rnn(
+            (time_steps, x.shape[-1]),
+            STACKED_UNITS,
+            run.layers,
+            return_sequences=task.every_step,
+            **options(run.model, time_steps),
+        )(x)
+    else:
+        for index in range(run.layers):
+            of_layer = {
+                "return_sequences": task.every_step or index < run.layers - 1
+            }
+            start = options(run.model, time_steps)
+            x = layer_type(run.model)(UNITS, **of_layer, **start)(x)
+    model = keras.Model(inputs, keras.layers.Dense(task.outputs)(x))
+    loss = "mse"
+    if task.classes:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    metrics = ["accuracy"] if task.score == "accuracy" else None
+    adam = keras.optimizers.Adam(run.learning_rate)
+    model.compile(adam, loss, metrics=metrics)
+    return model
+
+
+def layer_type(model):
+    """The class of the layers of a network."""
+    name = model.split(",")[0]
+    if name in KERAS:
+        return getattr(keras.layers, name)
+    return {"IndyLSTM": IndyLSTM, "IndyGRU": IndyGRU}.get(name, IndRNN)
+
+
+def time_constants(gates, time_steps, chrono=False):
+    """An initializer of biases: gates that keep a state for tau steps.
+
+    With `chrono`, tau is uniform, and the input gate opens as little as the
+    forget gate closes (arXiv 1804.11188); else it is log-uniform.
+    """
+    uniform = keras.initializers.RandomUniform(0.0, 1.0)
+
+    def start(shape, dtype=None):
+        r = uniform((shape[-1] // gates,), dtype)
+        if chrono:
+            keep = ops.log(1 + r * (time_steps - 2))
+        else:
+            tau = 0.5 * (2 * time_steps) ** r
+            keep = -ops.log(ops.exp(1 / tau) - 1)
+        zeros = ops.zeros_like(keep)
+        if gates == 3:  # z r g, of inputs and of h
+            of_inputs = ops.concatenate([keep, zeros, zeros])
+            return ops.stack([of_inputs, ops.zeros_like(of_inputs)])
+        i = -keep if chrono else zeros
+        return ops.concatenate([i, keep, zeros, zeros])
+
+    return start
+
+
+def options_of_gates(model, time_steps):
+    """The arguments of a network of IndyLSTM or IndyGRU layers."""
+    name, *starts = model.split(", ")
+    gates = 4 if name == "IndyLSTM" else 3
+    result = {}
+    for start in starts:
+        if start == "zeros":
+            result["recurrent_initializer"] = "zeros"
+        elif start == "positive":
+            uniform = keras.initializers.RandomUniform(0.0, 1.0)
+            result["recurrent_initializer"] = uniform
+        elif start == "wide":  # the variance of each gate: 1 / F
+            result["kernel_initializer"] = "lecun_uniform"
+        else:
+            result["bias_initializer"] = time_constants(
+                gates, time_steps, chrono=start == "chrono"
+            )
+            if gates == 4:
+                result["unit_forget_bias"] = False
+    return result
+
+
+def options(model, time_steps):
+    """The arguments of a network's layers: what its start is."""
+    if model in KERAS:
+        return {}
+    if model.startswith(INDY):
+        return options_of_gates(model, time_steps)
+
+    def gain(initializer=None, **arguments):
+        return {"kernel_initializer": UnitGain(initializer, **arguments)}
+
+    def tau(**arguments):
+        return {"recurrent_initializer": TimeConstants(**arguments)}
+
+    uniform = keras.initializers.RandomUniform(0.0, 1.0)
+    return {
+        "IndRNN": {},
+        # The default before this study
+        "uniform": {
+            "kernel_initializer": "glorot_uniform",
+            "recurrent_initializer": uniform,
+        },
+        "stacked": {},
+        "stacked, uniform": {
+            "recurrent_initializer": keras.initializers.RandomUniform(
+                0.0, 2 ** (1 / time_steps)
+            )
+        },
+        "stacked, time constants": tau(),
+        "stacked, not normalized": {"batch_normalization": None},
+        "all positive": tau(negative=0.0),
+        "half negative": tau(negative=0.5),
+        "longest 1000": {**gain(time_steps=1000), **tau(longest=1000)},
+        "glorot": gain("glorot_uniform"),
+        "he": gain("he_uniform"),
+        "fan_avg": gain(
+            keras.initializers.VarianceScaling(2.0, "fan_avg", "uniform")
+        ),
+        "gain^1": gain(exponent=1.0),
+        "gain^.75": gain(exponent=0.75),
+        "gain^.5": gain(exponent=0.5),
+        "he, gain^1": gain("he_uniform", exponent=1.0),
+        "uniform, gain": {"recurrent_initializer": uniform},
+    }[model]

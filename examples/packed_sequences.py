@@ -1,0 +1,308 @@
+"""Sentences of different lengths: padded, packed into rows, or as a stream.
+
+A model of the next character of Penn Treebank, for which each sentence begins
+anew. `--batches` says how sentences come together:
+
+    padded    a sentence a row, all filled up to the longest one of all
+    bucketed  a sentence a row, beside others of about its length
+    packed    whole sentences behind one another in a row
+    stream    the same without end, cut into segments of `--time-steps`; states
+              go on from each segment to the next one
+
+In the last two a sentence begins inside a row, where the state must forget the
+one before: `reset` is true wherever the input is the end of a sentence. All
+four train the same function of each sentence. `--data` has ptb.train.txt,
+ptb.valid.txt and ptb.test.txt (see penn_treebank.py).
+
+    python examples/packed_sequences.py --data ptb --batches stream
+"""
+
+import functools
+import math
+import pathlib
+import sys
+
+import keras
+import numpy as np
+from keras import ops
+
+import experiment
+import penn_treebank
+from ind_rnn import IndRNN
+from indy import IndyGRU, IndyLSTM
+
+LAYERS = {"indylstm": IndyLSTM, "indygru": IndyGRU, "indrnn": IndRNN}
+PADDING, END = 0, 1
+BUCKET = 32  # lengths of --batches bucketed are multiples of it
+
+
+def build_model(args, symbols, batch_size=None, steps=1):
+    """Compiled: symbols (B, T) to logits of the next ones (B, T, symbols).
+
+    With `batch_size`, states go on from one call to the next.
+    """
+    indices = keras.Input((None,), batch_size=batch_size, dtype="int32")
+    x = keras.layers.Embedding(symbols, args.embedding, mask_zero=True)(indices)
+    options = {"return_sequences": True, "stateful": batch_size is not None}
+    for _ in range(args.layers):
+        if args.model in LAYERS:
+            layer = LAYERS[args.model](args.units, **options)
+            x = layer(x, reset=ops.equal(indices, END))
+        else:
+            x = experiment.BASELINES[args.model](args.units, **options)(x)
+    model = keras.Model(indices, keras.layers.Dense(symbols)(x))
+    rate = keras.optimizers.schedules.CosineDecay(args.learning_rate, steps)
+    model.compile(
+        keras.optimizers.Adam(rate, global_clipnorm=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[BitsPerCharacter()],
+        jit_compile=False,  # would compile anew for each length
+    )
+    return model
+
+
+@keras.saving.register_keras_serializable(package="packed_sequences")
+class BitsPerCharacter(keras.metrics.Mean):
+    """The mean over all symbols; padding is none."""
+
+    def __init__(self, name="bpc", **kwargs):
+        super().__init__(name, **kwargs)
+
+    def update_state(self, y, logits, sample_weight=None):
+        nats = ops.sparse_categorical_crossentropy(y, logits, from_logits=True)
+        # Of arrays with more axes, Keras would take the mean of each row.
+        bits, symbols = ops.ravel(nats / math.log(2)), ops.ravel(y)
+        super().update_state(bits, ops.not_equal(symbols, PADDING))
+
+
+def load_sentences(directory):
+    """All symbols, and {part: its sentences, arrays that begin with END}.
+
+    A sentence less its last symbol is an input, less its first one the answer;
+    both have its `size`.
+    """
+    found, texts = penn_treebank.load_text(directory, "char")
+    symbols = [None] * 2 + [symbol for symbol in found if symbol != "\n"]
+    symbols[END] = penn_treebank.END
+    index = np.array([symbols.index(symbol) for symbol in found], "int32")
+    sentences = {}
+    for part, text in texts.items():
+        text = index[text]
+        ends = np.flatnonzero(text == END)
+        starts = np.append(-1, ends[:-1])
+        text = np.append(END, text).astype("int32")
+        sentences[part] = [
+            text[start + 1 : end + 2]
+            for start, end in zip(starts, ends, strict=True)
+        ]
+    return symbols, sentences
+
+
+def size(sentence):
+    """The time steps that a sentence takes."""
+    return len(sentence) - 1
+
+
+def in_rows(rows, length):
+    """x and y (B, T) of lists of sentences, those of each row."""
+    x = np.full((len(rows), length), PADDING, "int32")
+    y = x.copy()
+    for row, sentences in enumerate(rows):
+        stop = 0
+        for sentence in sentences:
+            start, stop = stop, stop + size(sentence)
+            x[row, start:stop], y[row, start:stop] = sentence[:-1], sentence[1:]
+    return x, y
+
+
+def padded(args, sentences, rng):
+    length = max(map(size, sentences))
+    rows = [[sentences[i]] for i in rng.permutation(len(sentences))]
+    return [in_rows(part, length) for part in alone(args, rows)]
+
+
+def bucketed(args, sentences, rng):
+    rows = [[sentences[i]] for i in rng.permutation(len(sentences))]
+    rows.sort(key=lambda row: size(row[0]))  # keeps the order of equal ones
+    batches = []
+    for part in alone(args, rows):
+        length = math.ceil(size(part[-1][0]) / BUCKET) * BUCKET
+        batches.append(in_rows(part, length))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def packed(args, sentences, rng):
+    length = max(map(size, sentences))
+    rows = pack([sentences[i] for i in rng.permutation(len(sentences))], length)
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+    parts = in_parts(rows, rows_for(args, length))
+    return [in_rows(part, length) for part in parts]
+
+
+def stream(args, sentences, rng):
+    sentences = [sentences[i] for i in rng.permutation(len(sentences))]
+    stops = np.cumsum([size(sentence) for sentence in sentences])
+    count = rows_for(args, args.time_steps)
+    # A row is longer than its share by less than a sentence, so that each
+    # epoch has as many segments.
+    share = stops[-1] / count
+    longest = share + max(map(size, sentences))
+    cuts = [0, *np.searchsorted(stops, share * np.arange(1, count)), None]
+    rows = [sentences[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    segments = math.ceil(longest / args.time_steps)
+    x, y = in_rows(rows, segments * args.time_steps)
+    x, y = (np.split(z, segments, axis=1) for z in (x, y))
+    return list(zip(x, y, strict=True))
+
+
+BATCHES = {f.__name__: f for f in (padded, bucketed, packed, stream)}
+
+
+def rows_for(args, length):
+    """How many rows of a length make a batch of `args.symbols` symbols."""
+    return max(1, round(args.symbols / length))
+
+
+def alone(args, rows):
+    """Batches of rows of one sentence, of about `args.symbols` symbols each."""
+    mean = sum(size(row[0]) for row in rows) / len(rows)
+    return in_parts(rows, rows_for(args, mean))
+
+
+def in_parts(rows, count):
+    return [rows[i : i + count] for i in range(0, len(rows), count)]
+
+
+def pack(sentences, length):
+    """Rows of whole sentences, of at most `length` steps.
+
+    The longest ones first, each into the row that it fills best ("best fit
+    decreasing").
+    """
+    rows = []
+    with_free = [[] for _ in range(length + 1)]  # rows by their free steps
+    for sentence in sorted(sentences, key=size, reverse=True):
+        taken = size(sentence)
+        fits = (free for free in range(taken, length) if with_free[free])
+        free = next(fits, None)
+        if free is None:
+            free, row = length, []
+            rows.append(row)
+        else:
+            row = with_free[free].pop()
+        row.append(sentence)
+        with_free[free - taken].append(row)
+    return rows
+
+
+def padding(batches):
+    """The share of time steps that hold no symbol."""
+    steps = sum(y.size for _, y in batches)
+    return 1 - sum(np.count_nonzero(y) for _, y in batches) / steps
+
+
+def evaluate(model, batches):
+    """The bits per character of all symbols of some batches."""
+    data = experiment.batches(
+        batches.__getitem__, len(batches), free=free_axes(model)
+    )
+    return model.evaluate(data, verbose=0, return_dict=True)["bpc"]
+
+
+def free_axes(model):
+    """Those in which its batches may differ."""
+    return [1] if model.input.shape[0] else [0, 1]
+
+
+class Validation(keras.callbacks.Callback):
+    """Puts `val_bpc` into the logs; `judge` is a model that keeps no state."""
+
+    def __init__(self, judge, batches):
+        super().__init__()
+        self.judge, self.batches = judge, batches
+
+    def on_epoch_end(self, epoch, logs):
+        self.judge.set_weights(self.model.get_weights())
+        logs["val_bpc"] = evaluate(self.judge, self.batches)
+
+
+def parse(argv):
+    parser = experiment.parser(__doc__, "packed_sequences", LAYERS)
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="of ptb.train.txt, ..."
+    )
+    text = "how sentences come together in a batch"
+    experiment.option(parser, "--batches", "stream", text, choices=BATCHES)
+    count = experiment.count(1)
+    for flag, default, text, kind in (
+        ("--sentences", 10000, "of the text, to train with", count),
+        ("--symbols", 4000, "in a batch, about, without padding", count),
+        ("--time-steps", 128, "in a segment of --batches stream", count),
+        ("--epochs", 4, "passes over the sentences", count),
+        ("--layers", 2, "recurrent layers", count),
+        ("--units", 128, "in each layer", count),
+        ("--embedding", 64, "size of the vectors of symbols", count),
+        (
+            "--learning-rate",
+            4e-3,
+            "of Adam, falling to 0 along a cosine",
+            experiment.positive,
+        ),
+    ):
+        experiment.option(parser, flag, default, text, type=kind)
+    args = parser.parse_args(argv)
+    if args.model not in LAYERS and args.batches in ("packed", "stream"):
+        parser.error(
+            f"--model {args.model} has no resets: take --batches padded or "
+            f"bucketed, got {args.batches}"
+        )
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    symbols, texts = load_sentences(args.data)
+    texts["train"] = texts["train"][: args.sentences]
+
+    @functools.lru_cache(maxsize=1)
+    def batches(epoch):
+        rng = np.random.default_rng([args.seed, epoch])
+        return BATCHES[args.batches](args, texts["train"], rng)
+
+    steps = len(batches(0))
+    rows = rows_for(args, args.time_steps) if args.batches == "stream" else None
+    rng = np.random.default_rng(0)
+    parts = {
+        part: bucketed(args, texts[part], rng) for part in ("valid", "test")
+    }
+    judge = build_model(args, len(symbols))
+    model, history = experiment.train(
+        args,
+        lambda: build_model(args, len(symbols), rows, args.epochs * steps),
+        lambda epoch, step: batches(epoch)[step],
+        steps,
+        lambda history: [Validation(judge, parts["valid"])],
+        best="val_bpc",
+        free=[1] if rows else [0, 1],
+    )
+    best = keras.models.load_model(pathlib.Path(args.out) / "best.keras")
+    metrics = {
+        "padding": padding(batches(0)),
+        "validation_bpc": min(row["val_bpc"] for row in history),
+    }
+    judge.set_weights(best.get_weights())
+    metrics["test_bpc"] = evaluate(judge, parts["test"])
+    if args.model in LAYERS:
+        # Once more, as a server would read it: one row without an end.
+        reader = build_model(args, len(symbols), batch_size=1)
+        reader.set_weights(best.get_weights())
+        x, y = in_rows([texts["test"]], sum(map(size, texts["test"])))
+        cuts = range(1000, x.shape[1], 1000)
+        x, y = (np.split(z, cuts, axis=1) for z in (x, y))
+        pairs = list(zip(x, y, strict=True))
+        metrics["test_bpc_of_a_stream"] = evaluate(reader, pairs)
+    experiment.finish(args, history, metrics, curves=("bpc", "val_bpc"))
+
+
+if __name__ == "__main__":
+    sys.exit(experiment.run(main, None))

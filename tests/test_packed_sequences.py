@@ -1,0 +1,222 @@
+"""examples/packed_sequences.py: four ways to batch sentences, one function."""
+
+import collections
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import experiment
+import packed_sequences as example
+from packed_sequences import BATCHES, END, LAYERS, PADDING
+from runs import history, run
+from test_language_model import write_ptb
+
+SMALL = "--units 4 --embedding 3 --symbols 60 --time-steps 16".split()
+
+
+@pytest.fixture
+def ptb(tmp_path):
+    (tmp_path / "ptb").mkdir()
+    return ["--data", write_ptb(tmp_path / "ptb")]
+
+
+def parsed(*argv):
+    return example.parse(["--data", "-", *SMALL, *argv])
+
+
+def sentences(*sizes):
+    """Of the symbols 2, 3, 4, ... and an end each."""
+    return [np.array([END, *range(2, size + 1), END]) for size in sizes]
+
+
+def draw(name, found, epoch=0):
+    rng = np.random.default_rng(epoch)
+    return BATCHES[name](parsed("--batches", name), found, rng)
+
+
+def test_sentences_of_a_text(tmp_path):
+    data = write_ptb(
+        tmp_path, train="ab  a \n\n c b\n", valid="c\n", test="b\n"
+    )
+    symbols, found = example.load_sentences(data)
+    assert symbols[END] == "\n" and sorted(symbols[2:]) == list("_abc")
+    assert None is symbols[PADDING]
+    text = [["\n" + "ab_a" + "\n", "\nc_b\n"], ["\nc\n"]]
+    for part, lines in zip(("train", "valid"), text, strict=True):
+        written = ["".join(symbols[i] for i in line) for line in found[part]]
+        assert written == lines
+        assert all(line.dtype == "int32" for line in found[part])
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches_hold_each_sentence_once(name):
+    found = sentences(*range(1, 15), *range(2, 20, 2))
+    epochs = [draw(name, found, epoch) for epoch in range(3)]
+    assert len({len(batches) for batches in epochs}) == 1
+    orders = []
+    for batches in epochs:
+        rows = batches
+        if name == "stream":  # segments of the same rows
+            x, y = (np.concatenate(z, axis=1) for z in zip(*batches))
+            assert {z.shape[1] for z, _ in batches} == {16}
+            rows = [(x, y)]
+        read = []
+        for x, y in rows:
+            assert x.dtype == y.dtype == "int32" and x.shape == y.shape
+            for inputs, answers in zip(x, y, strict=True):
+                np.testing.assert_array_equal(inputs == 0, answers == 0)
+                size = np.count_nonzero(inputs)
+                assert not inputs[size:].any()
+                starts = np.flatnonzero(inputs == END)
+                assert size == 0 or starts[0] == 0
+                for start, stop in zip(starts, [*starts[1:], size]):
+                    part = [*inputs[start:stop], answers[stop - 1]]
+                    assert part[1:] == [*answers[start:stop]]
+                    read.append(tuple(int(i) for i in part))
+        assert collections.Counter(read) == collections.Counter(
+            tuple(map(int, sentence)) for sentence in found
+        )
+        orders.append(read)
+    assert orders[0] != orders[1] and orders[1] != orders[2]
+    share = example.padding(epochs[0])
+    steps = sum(y.size for _, y in epochs[0])
+    assert share == pytest.approx(1 - sum(map(example.size, found)) / steps)
+    ends_alone = {"padded": 18, "bucketed": 32}
+    if name in ends_alone:
+        assert {x.shape[1] for x, _ in epochs[0]} == {ends_alone[name]}
+
+
+def test_rows_that_get_no_sentence():
+    x, y = draw("stream", sentences(9, 2))[0]
+    assert x.shape == (4, 16)
+    assert np.count_nonzero(x) == 11
+    assert sorted(np.count_nonzero(x, axis=1))[:2] == [0, 0]
+
+
+def test_packing():
+    found = sentences(5, 4, 3, 3, 2, 2, 1)
+    rows = example.pack(found, 5)
+    assert [[*map(example.size, row)] for row in rows] == [
+        [5],
+        [4, 1],
+        [3, 2],
+        [3, 2],
+    ]
+
+
+def test_bits_per_character():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(2, 3, 4)).astype("float32")
+    y = np.array([[1, 3, 0], [2, 0, 0]])
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    bits = -np.log2([p[0, 0, 1], p[0, 1, 3], p[1, 0, 2]])
+    metric = example.BitsPerCharacter()
+    metric.update_state(y[:1, :2], logits[:1, :2])  # another length
+    metric.update_state(y[1:], logits[1:])
+    assert float(metric.result()) == pytest.approx(bits.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", LAYERS)
+@pytest.mark.parametrize("name", BATCHES)
+def test_each_sentence_is_read_alone(name, model):
+    found = sentences(7, 3, 18, 1, 12, 5, 9)
+    args = parsed("--model", model, "--batches", name)
+    batches = draw(name, found)
+    rows = len(batches[0][0]) if name == "stream" else None
+    network = example.build_model(args, 20, rows)
+    rng = np.random.default_rng(2)
+    for weight in network.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    alone = example.build_model(args, 20)
+    alone.set_weights(network.get_weights())
+    if name == "stream":  # the states of another epoch
+        network.predict_on_batch(batches[-1][0][:, ::-1])
+    logits = [network.predict_on_batch(x) for x, _ in batches]
+    parts = [(x, z) for (x, _), z in zip(batches, logits, strict=True)]
+    if name == "stream":
+        parts = [[np.concatenate(z, axis=1) for z in zip(*parts)]]
+    count = 0
+    for x, of_batch in parts:
+        for inputs, of_row in zip(x, of_batch, strict=True):
+            size = np.count_nonzero(inputs)
+            starts = np.flatnonzero(inputs == END)
+            for start, stop in zip(starts, [*starts[1:], size]):
+                expected = alone.predict_on_batch(inputs[None, start:stop])
+                np.testing.assert_allclose(
+                    of_row[start:stop], expected[0], rtol=1e-4, atol=1e-5
+                )
+                count += 1
+    assert count == len(found)
+
+
+@pytest.mark.parametrize(
+    "name, model",
+    [
+        ("padded", "lstm"),
+        ("bucketed", "indygru"),
+        ("packed", "indrnn"),
+        ("stream", "indylstm"),
+    ],
+)
+def test_it_leaves_its_results(name, model, ptb, tmp_path):
+    out = tmp_path / "out"
+    argv = [*ptb, *SMALL, "--epochs", "2", "--out", str(out)]
+    argv += ["--batches", name, "--model", model, "--sentences", "30"]
+    example.main(argv)
+    result = json.loads((out / "result.json").read_text())
+    metrics, rows = result["metrics"], history(out)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert 0 < metrics["padding"] < 1
+    assert metrics["validation_bpc"] == min(row["val_bpc"] for row in rows)
+    stream = metrics.get("test_bpc_of_a_stream")
+    if model == "lstm":
+        assert stream is None
+    else:
+        assert stream == pytest.approx(metrics["test_bpc"], rel=1e-4)
+    assert (out / "curve.png").exists()
+    best = keras.models.load_model(out / "best.keras")
+    assert best.input_shape[1] is None
+
+
+@pytest.mark.parametrize(
+    "name", ["stream", pytest.param("bucketed", marks=pytest.mark.slow)]
+)
+def test_a_killed_run_resumes_to_the_same_end(name, ptb, tmp_path, monkeypatch):
+    argv = [*ptb, *SMALL, "--epochs", "3", "--batches", name, "--out"]
+    whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
+    example.main([*argv, whole])
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    write = experiment.write_history
+
+    def stop_after_one(out, rows):
+        write(out, rows)
+        if len(rows) == 2:
+            kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "write_history", stop_after_one)
+        with pytest.raises(KeyboardInterrupt):
+            example.main([*argv, killed])
+    example.main([*argv, killed, "--resume"])
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["packed", "stream"])
+def test_layers_without_resets_are_refused(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed("--model", "gru", "--batches", name)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "gru has no resets" in error and f"got {name}" in error
+
+
+def test_missing_data_is_one_line(tmp_path, capsys):
+    argv = ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    code, error = run(example, argv, capsys)
+    assert code == 2 and len(error.splitlines()) == 1
+    assert "ptb.train.txt" in error
