@@ -53,7 +53,6 @@ STUDY = (
     ("stacked", (6,), 1e-3),
     ("stacked, uniform", (6,), 1e-3),
     ("IndRNN", (1,), 3e-3),
-    *((model, (1, 2), 1e-3) for model in INDY),
 )
 CANDIDATES = (
     ("all positive", (2,), 1e-3),
@@ -69,19 +68,32 @@ CANDIDATES = (
     ("uniform, gain", (2,), 1e-3),
     ("stacked, time constants", (6,), 1e-3),
     ("stacked, not normalized", (6,), 1e-3),
-    *(
-        (f"{model}, {start}", (1,), 1e-3)
-        for model in INDY
-        for start in (
-            "zeros",
-            "positive",
-            "time constants",
-            "chrono",
-            "wide",
-            "wide, time constants",
-        )
-    ),
 )
+GATES_OF_KERAS = ("LSTM", (1,), 1e-3), ("GRU", (1,), 1e-3)
+GATES = (
+    ("IndRNN", (1, 2), 1e-3),
+    ("IndyLSTM", (1, 2), 1e-3),
+    ("IndyGRU", (1, 2), 1e-3),
+)
+STARTS_OF_GATES = (
+    "uniform",
+    "zeros",
+    "positive",
+    "time constants",
+    "chrono",
+    "wide",
+    "wide, time constants",
+)
+GATES_CANDIDATES = tuple(
+    (f"{model}, {start}", (1,), 1e-3)
+    for model in INDY
+    for start in STARTS_OF_GATES
+)
+# By --study: what sets the time, what trains for as long, and other starts.
+STUDIES = {
+    "ind_rnn": (KERAS_STUDY, STUDY, CANDIDATES),
+    "gates": (GATES_OF_KERAS, GATES, GATES_CANDIDATES),
+}
 # Which of them train on, for as long as LSTM of so many layers.
 IN_THE_TIME_OF_LSTM = {"IndRNN": 1, "stacked": 2, "IndyLSTM": 1, "IndyGRU": 1}
 
@@ -190,7 +202,7 @@ def compute(runs, args):
             )
 
 
-def study(models, seed):
+def runs_of(models, seed):
     """The runs of these models with one seed."""
     return [
         Run(task, model, count, rate, seed)
@@ -223,6 +235,7 @@ def parser():
     result.add_argument(
         "--out", type=pathlib.Path, default="out/drop_in", metavar="DIR"
     )
+    result.add_argument("--study", choices=STUDIES, default="ind_rnn")
     result.add_argument("--seeds", type=int, default=3, metavar="N")
     result.add_argument("--jobs", type=int, default=2, metavar="N")
     return result
@@ -230,13 +243,14 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    of_keras, ours, candidates = STUDIES[args.study]
     for seed in range(args.seeds):
-        compute(study(KERAS_STUDY, seed), args)
+        compute(runs_of(of_keras, seed), args)
         rows = read(args.out / "runs.csv")
-        runs = study(STUDY, seed)
+        runs = runs_of(ours, seed)
         compute([with_time_of_lstm(run, rows) for run in runs], args)
     for seed in range(args.seeds):
-        compute(study(CANDIDATES, seed), args)
+        compute(runs_of(candidates, seed), args)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,10 @@ def options_of_gates(model, time_steps):
     gates = 4 if name == "IndyLSTM" else 3
     result = {}
     for start in starts:
-        if start == "zeros":
+        if start == "uniform":
+            uniform = keras.initializers.RandomUniform(-1.0, 1.0)
+            result["recurrent_initializer"] = uniform
+        elif start == "zeros":
             result["recurrent_initializer"] = "zeros"
         elif start == "positive":
             uniform = keras.initializers.RandomUniform(0.0, 1.0)

@@ -4,10 +4,11 @@
     python benchmarks/recurrence.py --features 1
 
 All layers read the same array, (B, T, F) or, by default, (B, T, N), and are
-timed in one process, round robin; a figure is the median. The loss is sum(y * G) with a fixed random G, so
-that the loss itself costs next to nothing. Then the recurrence alone, without
-a matrix product, in its two forms, beside ReLU: one pass over the array. With
-resets, one step in ten begins a new sequence.
+timed in one process, round robin; a figure is the median. The loss is
+sum(y * G) with a fixed random G, so that the loss itself costs next to nothing.
+Then the recurrence alone, without a matrix product, in its two forms, beside
+ReLU: one pass over the array. With resets, one step in ten begins a new
+sequence.
 """
 
 import keras

@@ -55,7 +55,10 @@ def test_windows_for_validation_do_not_overlap_those_for_training():
 @pytest.mark.parametrize(
     "model",
     dict.fromkeys(
-        name for name, *_ in (("LSTM",), *drop_in.STUDY, *drop_in.CANDIDATES)
+        name
+        for studies in drop_in.STUDIES.values()
+        for models in studies
+        for name, *_ in models
     ),
 )
 def test_networks(model, task):
@@ -148,7 +151,7 @@ def small(monkeypatch, tmp_path):
 
 def test_runs_resume(small, monkeypatch):
     models = [("LSTM", (1,), 1e-3), ("IndRNN", (1, 2), 1e-3)]
-    runs = drop_in.study(models, 0) + drop_in.study(models, 1)
+    runs = drop_in.runs_of(models, 0) + drop_in.runs_of(models, 1)
     assert len(runs) == 6
     train = drop_in.train
 
