@@ -2,6 +2,10 @@
 
     pip install -e ".[benchmarks]"
     python benchmarks/drop_in.py --mnist mnist.npz --ptb ptb --out out/drop_in
+    python benchmarks/drop_in.py --mnist mnist.npz --ptb ptb --study gates \
+        --out out/gates
+
+`--study gates` is of IndyLSTM and IndyGRU, and of how their weights start.
 
 Trains every network on every task with Adam, and writes a row for each epoch to
 `runs.csv` in --out. Stopped, it goes on where it was; `drop_in_report.py` makes

@@ -84,27 +84,28 @@ def time_constants(gates, time_steps, chrono=False):
 
 def options_of_gates(model, time_steps):
     """The arguments of a network of IndyLSTM or IndyGRU layers."""
-    name, *starts = model.split(", ")
+    name, *names = model.split(", ")
     gates = 4 if name == "IndyLSTM" else 3
-    result = {}
-    for start in starts:
-        if start == "uniform":
-            uniform = keras.initializers.RandomUniform(-1.0, 1.0)
-            result["recurrent_initializer"] = uniform
-        elif start == "zeros":
-            result["recurrent_initializer"] = "zeros"
-        elif start == "positive":
-            uniform = keras.initializers.RandomUniform(0.0, 1.0)
-            result["recurrent_initializer"] = uniform
-        elif start == "wide":  # the variance of each gate: 1 / F
-            result["kernel_initializer"] = "lecun_uniform"
-        else:
-            result["bias_initializer"] = time_constants(
-                gates, time_steps, chrono=start == "chrono"
-            )
-            if gates == 4:
-                result["unit_forget_bias"] = False
-    return result
+
+    def uniform(lowest):
+        uniform = keras.initializers.RandomUniform(lowest, 1.0)
+        return {"recurrent_initializer": uniform}
+
+    def tau(chrono=False):
+        start = time_constants(gates, time_steps, chrono)
+        others = {"unit_forget_bias": False} if gates == 4 else {}
+        return {"bias_initializer": start, **others}
+
+    starts = {
+        "uniform": uniform(-1.0),
+        "zeros": {"recurrent_initializer": "zeros"},
+        "positive": uniform(0.0),
+        "time constants": tau(),
+        "chrono": tau(chrono=True),
+        # The variance of each gate: 1 / F.
+        "wide": {"kernel_initializer": "lecun_uniform"},
+    }
+    return {k: v for start in names for k, v in starts[start].items()}
 
 
 def options(model, time_steps):

@@ -18,6 +18,7 @@ ptb.valid.txt and ptb.test.txt (see penn_treebank.py).
 """
 
 import functools
+import itertools
 import math
 import pathlib
 import sys
@@ -82,19 +83,14 @@ def load_sentences(directory):
     both have its `size`.
     """
     found, texts = penn_treebank.load_text(directory, "char")
-    symbols = [None] * 2 + [symbol for symbol in found if symbol != "\n"]
-    symbols[END] = penn_treebank.END
-    index = np.array([symbols.index(symbol) for symbol in found], "int32")
+    others = [symbol for symbol in found if symbol != penn_treebank.END]
+    symbols = [None, penn_treebank.END, *others]
+    index = np.array([symbols.index(symbol) for symbol in found])
     sentences = {}
     for part, text in texts.items():
-        text = index[text]
+        text = np.append(END, index[text]).astype("int32")
         ends = np.flatnonzero(text == END)
-        starts = np.append(-1, ends[:-1])
-        text = np.append(END, text).astype("int32")
-        sentences[part] = [
-            text[start + 1 : end + 2]
-            for start, end in zip(starts, ends, strict=True)
-        ]
+        sentences[part] = [text[a : b + 1] for a, b in itertools.pairwise(ends)]
     return symbols, sentences
 
 
@@ -103,7 +99,7 @@ def size(sentence):
     return len(sentence) - 1
 
 
-def in_rows(rows, length):
+def arrays_of(rows, length):
     """x and y (B, T) of lists of sentences, those of each row."""
     x = np.full((len(rows), length), PADDING, "int32")
     y = x.copy()
@@ -115,32 +111,41 @@ def in_rows(rows, length):
     return x, y
 
 
+def cut(arrays, length):
+    """Pairs of x and y, segments of so many steps of a pair."""
+    starts = range(0, arrays[0].shape[1], length)
+    return [tuple(z[:, t : t + length] for z in arrays) for t in starts]
+
+
+def shuffled(items, rng):
+    return [items[i] for i in rng.permutation(len(items))]
+
+
 def padded(args, sentences, rng):
     length = max(map(size, sentences))
-    rows = [[sentences[i]] for i in rng.permutation(len(sentences))]
-    return [in_rows(part, length) for part in alone(args, rows)]
+    rows = [[sentence] for sentence in shuffled(sentences, rng)]
+    return [arrays_of(part, length) for part in alone(args, rows)]
 
 
 def bucketed(args, sentences, rng):
-    rows = [[sentences[i]] for i in rng.permutation(len(sentences))]
+    rows = [[sentence] for sentence in shuffled(sentences, rng)]
     rows.sort(key=lambda row: size(row[0]))  # keeps the order of equal ones
     batches = []
     for part in alone(args, rows):
         length = math.ceil(size(part[-1][0]) / BUCKET) * BUCKET
-        batches.append(in_rows(part, length))
-    return [batches[i] for i in rng.permutation(len(batches))]
+        batches.append(arrays_of(part, length))
+    return shuffled(batches, rng)
 
 
 def packed(args, sentences, rng):
     length = max(map(size, sentences))
-    rows = pack([sentences[i] for i in rng.permutation(len(sentences))], length)
-    rows = [rows[i] for i in rng.permutation(len(rows))]
+    rows = shuffled(pack(shuffled(sentences, rng), length), rng)
     parts = in_parts(rows, rows_for(args, length))
-    return [in_rows(part, length) for part in parts]
+    return [arrays_of(part, length) for part in parts]
 
 
 def stream(args, sentences, rng):
-    sentences = [sentences[i] for i in rng.permutation(len(sentences))]
+    sentences = shuffled(sentences, rng)
     stops = np.cumsum([size(sentence) for sentence in sentences])
     count = rows_for(args, args.time_steps)
     # A row is longer than its share by less than a sentence, so that each
@@ -148,11 +153,10 @@ def stream(args, sentences, rng):
     share = stops[-1] / count
     longest = share + max(map(size, sentences))
     cuts = [0, *np.searchsorted(stops, share * np.arange(1, count)), None]
-    rows = [sentences[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    rows = [sentences[a:b] for a, b in itertools.pairwise(cuts)]
     segments = math.ceil(longest / args.time_steps)
-    x, y = in_rows(rows, segments * args.time_steps)
-    x, y = (np.split(z, segments, axis=1) for z in (x, y))
-    return list(zip(x, y, strict=True))
+    arrays = arrays_of(rows, segments * args.time_steps)
+    return cut(arrays, args.time_steps)
 
 
 BATCHES = {f.__name__: f for f in (padded, bucketed, packed, stream)}
@@ -204,14 +208,14 @@ def padding(batches):
 def evaluate(model, batches):
     """The bits per character of all symbols of some batches."""
     data = experiment.batches(
-        batches.__getitem__, len(batches), free=free_axes(model)
+        batches.__getitem__, len(batches), free_axes(model.input.shape[0])
     )
     return model.evaluate(data, verbose=0, return_dict=True)["bpc"]
 
 
-def free_axes(model):
-    """Those in which its batches may differ."""
-    return [1] if model.input.shape[0] else [0, 1]
+def free_axes(batch_size):
+    """Those in which the batches of a model may differ; see `build_model`."""
+    return [1] if batch_size else [0, 1]
 
 
 class Validation(keras.callbacks.Callback):
@@ -269,7 +273,7 @@ def main(argv=None):
         rng = np.random.default_rng([args.seed, epoch])
         return BATCHES[args.batches](args, texts["train"], rng)
 
-    steps = len(batches(0))
+    steps, share = len(batches(0)), padding(batches(0))
     rows = rows_for(args, args.time_steps) if args.batches == "stream" else None
     rng = np.random.default_rng(0)
     parts = {
@@ -283,11 +287,11 @@ def main(argv=None):
         steps,
         lambda history: [Validation(judge, parts["valid"])],
         best="val_bpc",
-        free=[1] if rows else [0, 1],
+        free=free_axes(rows),
     )
     best = keras.models.load_model(pathlib.Path(args.out) / "best.keras")
     metrics = {
-        "padding": padding(batches(0)),
+        "padding": share,
         "validation_bpc": min(row["val_bpc"] for row in history),
     }
     judge.set_weights(best.get_weights())
@@ -296,11 +300,8 @@ def main(argv=None):
         # Once more, as a server would read it: one row without an end.
         reader = build_model(args, len(symbols), batch_size=1)
         reader.set_weights(best.get_weights())
-        x, y = in_rows([texts["test"]], sum(map(size, texts["test"])))
-        cuts = range(1000, x.shape[1], 1000)
-        x, y = (np.split(z, cuts, axis=1) for z in (x, y))
-        pairs = list(zip(x, y, strict=True))
-        metrics["test_bpc_of_a_stream"] = evaluate(reader, pairs)
+        row = arrays_of([texts["test"]], sum(map(size, texts["test"])))
+        metrics["test_bpc_of_a_stream"] = evaluate(reader, cut(row, 1000))
     experiment.finish(args, history, metrics, curves=("bpc", "val_bpc"))
 
 

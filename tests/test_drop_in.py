@@ -79,7 +79,7 @@ def test_networks(model, task):
     network = drop_in.build(run, data)
     assert network.output_shape == (None, data.outputs)
     assert network.optimizer.learning_rate == np.float32(2e-3)
-    if layers == 2 and model != "LSTM":
+    if layers == 2:
         start = drop_in_networks.options(model, 9)
         kind = drop_in_networks.layer_type(model)
         assert kind.__name__ == model.split(",")[0] or kind is IndRNN

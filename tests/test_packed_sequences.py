@@ -1,6 +1,7 @@
 """examples/packed_sequences.py: four ways to batch sentences, one function."""
 
 import collections
+import itertools
 import json
 
 import keras
@@ -50,6 +51,17 @@ def test_sentences_of_a_text(tmp_path):
         assert all(line.dtype == "int32" for line in found[part])
 
 
+def pieces(x):
+    """(row, start, stop) of each sentence in rows (B, T)."""
+    for row, inputs in enumerate(x):
+        size = np.count_nonzero(inputs)
+        assert not inputs[size:].any()
+        starts = np.flatnonzero(inputs == END)
+        assert size == 0 or starts[0] == 0
+        for start, stop in itertools.pairwise([*starts, size]):
+            yield row, start, stop
+
+
 @pytest.mark.parametrize("name", BATCHES)
 def test_batches_hold_each_sentence_once(name):
     found = sentences(*range(1, 15), *range(2, 20, 2))
@@ -65,16 +77,11 @@ def test_batches_hold_each_sentence_once(name):
         read = []
         for x, y in rows:
             assert x.dtype == y.dtype == "int32" and x.shape == y.shape
-            for inputs, answers in zip(x, y, strict=True):
-                np.testing.assert_array_equal(inputs == 0, answers == 0)
-                size = np.count_nonzero(inputs)
-                assert not inputs[size:].any()
-                starts = np.flatnonzero(inputs == END)
-                assert size == 0 or starts[0] == 0
-                for start, stop in zip(starts, [*starts[1:], size]):
-                    part = [*inputs[start:stop], answers[stop - 1]]
-                    assert part[1:] == [*answers[start:stop]]
-                    read.append(tuple(int(i) for i in part))
+            np.testing.assert_array_equal(x == PADDING, y == PADDING)
+            for row, start, stop in pieces(x):
+                part = [*x[row, start:stop], y[row, stop - 1]]
+                assert part[1:] == [*y[row, start:stop]]
+                read.append(tuple(int(i) for i in part))
         assert collections.Counter(read) == collections.Counter(
             tuple(map(int, sentence)) for sentence in found
         )
@@ -139,15 +146,12 @@ def test_each_sentence_is_read_alone(name, model):
         parts = [[np.concatenate(z, axis=1) for z in zip(*parts)]]
     count = 0
     for x, of_batch in parts:
-        for inputs, of_row in zip(x, of_batch, strict=True):
-            size = np.count_nonzero(inputs)
-            starts = np.flatnonzero(inputs == END)
-            for start, stop in zip(starts, [*starts[1:], size]):
-                expected = alone.predict_on_batch(inputs[None, start:stop])
-                np.testing.assert_allclose(
-                    of_row[start:stop], expected[0], rtol=1e-4, atol=1e-5
-                )
-                count += 1
+        for row, start, stop in pieces(x):
+            expected = alone.predict_on_batch(x[[row], start:stop])
+            np.testing.assert_allclose(
+                of_batch[row, start:stop], expected[0], rtol=1e-4, atol=1e-5
+            )
+            count += 1
     assert count == len(found)
 
 
@@ -188,18 +192,15 @@ def test_a_killed_run_resumes_to_the_same_end(name, ptb, tmp_path, monkeypatch):
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
     example.main([*argv, whole])
 
-    def kill(*_):
-        raise KeyboardInterrupt
-
     write = experiment.write_history
 
-    def stop_after_one(out, rows):
+    def stop_ahead_of_the_checkpoint(out, rows):
         write(out, rows)
         if len(rows) == 2:
-            kill()
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "write_history", stop_after_one)
+        patch.setattr(experiment, "write_history", stop_ahead_of_the_checkpoint)
         with pytest.raises(KeyboardInterrupt):
             example.main([*argv, killed])
     example.main([*argv, killed, "--resume"])
