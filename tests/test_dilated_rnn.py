@@ -22,7 +22,15 @@ from keras.src import testing
 from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-from pairs import activity_loss, assert_every_pair, data, masked, weighted
+from pairs import (
+    activity_loss,
+    assert_every_pair,
+    data,
+    each_value,
+    every_pair,
+    masked,
+    weighted,
+)
 
 B, F, N = 3, 2, 4
 
@@ -69,8 +77,7 @@ class MatrixState(keras.layers.Layer):
 
 
 KINDS = {
-    name: functools.partial(SimpleRNNCell, N, name)
-    for name in ("tanh", "relu", "sigmoid", "linear", "softsign")
+    name: functools.partial(SimpleRNNCell, N, name) for name in ("tanh", "relu")
 } | {
     kind.__name__: functools.partial(kind, N)
     for kind in (LSTMCell, GRUCell, IndRNNCell, TwoStates, IndRNN)
@@ -232,10 +239,11 @@ def test_equals_numpy(dilations):
 NESTED = [(1, 2, 4, 8), (2, 4, 8), (3, 3), (4, 8, 16, 32)]
 
 
-@pytest.mark.parametrize("kind", ["tanh", "LSTMCell", "TwoStates"])
-@pytest.mark.parametrize("dilations", NESTED)
-@pytest.mark.parametrize("time", [12, 17, 32])
-def test_only_last_outputs(kind, dilations, time):
+@pytest.mark.parametrize(
+    "dilations, time, kind",
+    every_pair(NESTED, [12, 17, 32], ["tanh", "LSTMCell", "TwoStates"]),
+)
+def test_only_last_outputs(dilations, time, kind):
     x = data(B, time, F)
     layer = stack(kind, dilations)
     general = stack(kind, dilations, return_state=True)
@@ -256,8 +264,13 @@ def test_work_of_only_last_outputs(monkeypatch):
     assert work == [64, 32, 16, 8, 4, 2]
 
 
-@pytest.mark.parametrize("kind", ["tanh", "LSTMCell", "GRUCell", "TwoStates"])
-@pytest.mark.parametrize("mask", [None, "right", "holes", "row"])
+@pytest.mark.parametrize(
+    "kind, mask",
+    each_value(
+        ["tanh", "LSTMCell", "GRUCell", "TwoStates"],
+        [None, "right", "holes", "row"],
+    ),
+)
 def test_without_dilation_it_is_keras_rnn(kind, mask):
     x, mask = data(B, 6, F), masked(mask, B, 6)
     for sequences, backwards in itertools.product([False, True], repeat=2):
@@ -292,7 +305,7 @@ def in_chunks(layer, x, mask, lengths):
     return [tf.concat(outputs, 1), *last]
 
 
-@settings(deadline=None, max_examples=30, derandomize=True, database=None)
+@settings(deadline=None, max_examples=15, derandomize=True, database=None)
 @given(
     kind=st.sampled_from(list(KINDS)[:-1]),
     dilations=st.lists(st.integers(1, 6), min_size=1, max_size=2),
@@ -345,17 +358,16 @@ def test_states_are_no_weights(tmp_path):
     )
 
 
-@pytest.mark.parametrize("mode", ["unknown", "jit"])
 @pytest.mark.parametrize(
-    "kind, mask, general",
+    "kind, mask, general, mode",
     [
-        ("tanh", None, False),
-        ("tanh", "holes", False),
-        ("LSTMCell", "holes", True),
-        ("TwoStates", None, True),
+        ("tanh", None, False, "jit"),
+        ("tanh", "holes", False, "unknown"),
+        ("LSTMCell", "holes", True, "jit"),
+        ("TwoStates", None, True, "unknown"),
     ],
 )
-def test_compiled_equals_eager(mode, kind, mask, general):
+def test_compiled_equals_eager(kind, mask, general, mode):
     layer = stack(kind, (1, 4), return_sequences=general, return_state=general)
     specs = [tf.TensorSpec([None, None, F], "float64")]
     specs += [tf.TensorSpec([None, None], "bool")] if mask else []
@@ -370,11 +382,16 @@ def test_compiled_equals_eager(mode, kind, mask, general):
         assert_same(actual, computed(layer, x, mask=keep))
 
 
-@pytest.mark.parametrize("return_sequences", [False, True])
-@pytest.mark.parametrize("return_state", [False, True])
-@pytest.mark.parametrize("shape", [(None, None), (None, 7), (B, None), (B, 7)])
-@pytest.mark.parametrize("kind", ["LSTMCell", "TwoStates"])
-def test_symbolic_shapes(return_sequences, return_state, shape, kind):
+@pytest.mark.parametrize(
+    "shape, kind, return_sequences, return_state",
+    every_pair(
+        [(None, None), (None, 7), (B, None), (B, 7)],
+        ["LSTMCell", "TwoStates"],
+        [False, True],
+        [False, True],
+    ),
+)
+def test_symbolic_shapes(shape, kind, return_sequences, return_state):
     layer = stack(
         kind,
         (2, 3),
@@ -406,7 +423,7 @@ def test_symbolic_shapes(return_sequences, return_state, shape, kind):
 
 
 @pytest.mark.parametrize(
-    "kind, jit_compile", [("tanh", False), ("tanh", True), ("GRUCell", True)]
+    "kind, jit_compile", [("tanh", False), ("GRUCell", True)]
 )
 def test_fit_takes_the_step_of_the_gradient(kind, jit_compile):
     layer = stack(kind, (1, 4), dtype="float32")
@@ -452,7 +469,7 @@ def test_after_masking():
     assert np.abs(model(x) - layer(x)).max() > 0.01
 
 
-@pytest.mark.parametrize("kind", ["tanh", "GRUCell", "TwoStates"])
+@pytest.mark.parametrize("kind", ["GRUCell", "TwoStates"])
 def test_masked_nan_does_not_leak(kind):
     mask = masked("holes", B, 16)
     x = data(B, 16, F)

@@ -1,7 +1,6 @@
 """Normalization: against Keras' layers, and against NumPy step for step."""
 
 import inspect
-import itertools
 
 import keras
 import numpy as np
@@ -21,7 +20,15 @@ from ind_rnn_normalization import (
     TimeStepBatchNormalization,
 )
 from ind_rnn_recurrence import _told
-from pairs import data, masked, softsign, weighted
+from pairs import (
+    LONG,
+    data,
+    each_value,
+    every_pair,
+    masked,
+    softsign,
+    weighted,
+)
 
 B, T, F, N = 4, 6, 3, 4
 STEPS = TimeStepBatchNormalization
@@ -51,6 +58,7 @@ KINDS = {
     "layer": (LayerNormalization, keras.layers.LayerNormalization),
     "rms": (RMSNormalization, RootMeanSquare),
 }
+MODES = ["eager", "function", "unknown", "jit"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -111,21 +119,21 @@ def a_case(kind, seed, dtype):
     return *layers, tf.constant(x, layers[0].compute_dtype)
 
 
-@every_kind
-@pytest.mark.parametrize("mode", ["eager", "function", "unknown", "jit"])
+TOLERANCE = {
+    "float32": 1e-5,
+    "float64": 1e-12,
+    "mixed_float16": 1e-3,
+    "mixed_bfloat16": 1e-2,
+}
+
+
 @pytest.mark.parametrize(
-    "dtype, tolerance",
-    [
-        ("float32", 1e-5),
-        ("float64", 1e-12),
-        pytest.param("mixed_float16", 1e-3, marks=pytest.mark.slow),
-        ("mixed_bfloat16", 1e-2),
-    ],
+    "kind, dtype, mode", every_pair(KINDS, TOLERANCE, MODES)
 )
-def test_it_is_that_of_keras(kind, dtype, tolerance, mode):
-    """Of random sizes and options; of batch normalization, a hundred cases."""
-    count = {"function": 10}.get(mode, 5) if kind == "batch" else 2
-    for seed in range(count):
+def test_it_is_that_of_keras(kind, dtype, mode):
+    """Of random sizes and options."""
+    tolerance = TOLERANCE[dtype]
+    for seed in range(10 if LONG else 3 if kind == "batch" else 2):
         ours, of_keras, x = a_case(kind, seed, dtype)
         found = normalized(ours, x, mode)
         assert_close(found, normalized(of_keras, x, mode), tolerance)
@@ -286,14 +294,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(
-    "network, options, mode",
-    [
-        *itertools.product([stacked_ind_rnn], OPTIONS, ["function"]),
-        *itertools.product(NETWORKS[1:], OPTIONS[:2], ["function"]),
-        *itertools.product(NETWORKS[:2], OPTIONS[1:2], ["jit"]),
-        *itertools.product([stacked_ind_rnn], OPTIONS[:2], ["eager"]),
-        *itertools.product([stacked_ind_rnn], OPTIONS[:2], ["unknown"]),
-    ],
+    "options, mode, network", each_value(OPTIONS, MODES, NETWORKS)
 )
 def test_networks_train_as_with_keras(network, options, mode, float64):
     time = None if mode == "unknown" else T
@@ -390,15 +391,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "case, dtype, mode",
-    [
-        *itertools.product(CASES, ["float64"], ["function"]),
-        *itertools.product(["relu"], ["float64"], ["eager", "unknown", "jit"]),
-        *itertools.product(["own"], ["float64"], ["eager", "unknown", "jit"]),
-        ("relu", "float32", "function"),
-    ],
+    "case, mode, dtype", each_value(CASES, MODES, ["float64", "float32"])
 )
-def test_moments_of_the_loop(case, dtype, mode):
+def test_moments_of_the_loop(case, mode, dtype):
     """As of all outputs: the values, and what they pull back."""
     found = []
     for with_moments in (True, False):
@@ -696,13 +691,12 @@ def called(layer, mode, with_mask):
 
 
 @pytest.mark.parametrize(
-    "mode, kind",
-    [
-        *itertools.product(("eager", "unknown"), ("right", "left", "row")),
-        *itertools.product(("eager", "unknown", "jit"), (None, "holes")),
-    ],
+    "kind, mode",
+    each_value(
+        (None, "holes", "right", "left", "row"), ("eager", "unknown", "jit")
+    ),
 )
-def test_statistics_of_steps(mode, kind):
+def test_statistics_of_steps(kind, mode):
     layer = normalization()
     function = called(layer, mode, kind is not None)
     oracle = StepStatistics(7, 0.8, 1e-3)
@@ -730,14 +724,17 @@ def test_statistics_of_steps(mode, kind):
     assert known == [*range(7)] or kind is not None
 
 
-@pytest.mark.parametrize("mode", ["eager", "function", "unknown", "jit"])
 @pytest.mark.parametrize(
-    "dtype, tolerance",
-    [("float32", 1e-5), ("mixed_float16", 5e-3), ("mixed_bfloat16", 3e-2)],
+    "mode, precision, time",
+    each_value(
+        MODES,
+        [("float32", 1e-5), ("mixed_float16", 5e-3), ("mixed_bfloat16", 3e-2)],
+        [T - 2, T + 3],
+    ),
 )
-@pytest.mark.parametrize("time", [T - 2, T + 3])
-def test_statistics_of_steps_by_the_kernel(time, dtype, tolerance, mode):
+def test_statistics_of_steps_by_the_kernel(mode, precision, time):
     """As by sums, which a mask of ones takes."""
+    dtype, tolerance = precision
     x = data(B, time, F, scale=2)
     found = []
     for mask in (None, tf.ones((B, time), "bool")):

@@ -22,6 +22,8 @@ from pairs import (
     compiled,
     computed,
     data,
+    each_value,
+    every_pair,
     fails_on,
     inputs,
     pair,
@@ -32,12 +34,14 @@ T = 19
 FORMS = ("sequential", "parallel")
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "activation",
-    [keras.activations.relu, keras.activations.linear, softsign],
+    "activation, dtype, backwards, masked",
+    every_pair(
+        [keras.activations.relu, keras.activations.linear, softsign],
+        ["float32", "bfloat16"],
+        [False, True],
+        [False, True],
+    ),
 )
 def test_loops_copy_no_whole_array(
     activation, dtype, backwards, masked, request
@@ -88,22 +92,29 @@ def test_loops_copy_no_whole_array(
 TIMES = (2, CHUNK, CHUNK + 1, 2 * CHUNK, CHUNK**2, CHUNK**2 + 1, 3 * CHUNK**2)
 
 
-@pytest.mark.parametrize("time", (2, CHUNK + 1, CHUNK**2, CHUNK**2 + 1))
-@pytest.mark.parametrize("activation", ["relu", "linear"])
-@pytest.mark.parametrize("number", range(len(AXES["mask"])))
-def test_parallel_equals_the_loop(time, activation, number):
-    seed = time + number + (activation == "relu")
+OF_PARALLEL = {
+    "time": (2, CHUNK + 1, CHUNK**2, CHUNK**2 + 1),
+    "activation": ("relu", "linear"),
+    "go_backwards": (False, True),
+    "recurrent_dropout": (0.0, 0.4),
+    "initial_state": (False, True),
+    "use_bias": (False, True),
+}
+
+
+@pytest.mark.parametrize(
+    "case, mask",
+    zip(every_pair(*OF_PARALLEL.values()), itertools.cycle(AXES["mask"])),
+)
+def test_parallel_equals_the_loop(case, mask):
     case = {
+        **dict(zip(OF_PARALLEL, case, strict=True)),
+        "mask": mask,
         "implementation": "parallel",
-        "activation": activation,
-        "mask": AXES["mask"][number],
-        "go_backwards": seed % 5 < 2,
-        "recurrent_dropout": 0.4 * (seed % 3 == 0),
-        "initial_state": seed % 2 == 0,
-        "use_bias": seed % 4 < 2,
         "return_sequences": True,
         "return_state": True,
     }
+    time = case["time"]
     parallel, loop = pair(case, bound=2 ** (1 / time))
     values = inputs(case, time=time)
     assert_same(computed(parallel, *values), computed(loop, *values))
@@ -112,8 +123,9 @@ def test_parallel_equals_the_loop(time, activation, number):
 @pytest.mark.parametrize(
     "time", [1000, pytest.param(20_000, marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("activation", ["relu", "linear"])
-@pytest.mark.parametrize("mask", [None, "holes"])
+@pytest.mark.parametrize(
+    "activation, mask", each_value(["linear", "relu"], [None, "holes"])
+)
 def test_long_sequences(time, activation, mask):
     bound = 2 ** (1 / time)
     results = {}
@@ -146,8 +158,9 @@ def test_long_sequences(time, activation, mask):
         assert parallel < max(1e-5, 1.5 * sequential), name
 
 
-@pytest.mark.parametrize("mode", ["function", "jit"])
-@pytest.mark.parametrize("activation", ["relu", "linear"])
+@pytest.mark.parametrize(
+    "activation, mode", each_value(["relu", "linear"], ["jit", "function"])
+)
 def test_parallel_compiled(activation, mode):
     case = {
         "implementation": "parallel",
@@ -243,13 +256,14 @@ def test_automatic_choice(monkeypatch, activation, time, fits, on_gpu):
 
 
 @pytest.mark.parametrize(
-    "mode, batch",
-    [("function", B), ("function", 1), ("unknown", B), ("unknown", 1)],
+    "case, mode, batch",
+    every_pair(
+        [("relu", None), ("relu", "holes"), (softsign, "left")],
+        ["function", "unknown"],
+        [B, 1],
+    ),
 )
-@pytest.mark.parametrize(
-    "activation, mask", [("relu", None), ("relu", "holes"), (softsign, "left")]
-)
-def test_parts_of_a_batch(monkeypatch, mode, batch, activation, mask):
+def test_parts_of_a_batch(monkeypatch, case, mode, batch):
     """Three of them, of unequal sizes; of an unknown batch some are empty."""
     monkeypatch.setattr(ind_rnn_recurrence, "PARTS", 3)
     monkeypatch.setattr(ind_rnn_recurrence, "SMALL", 0)
@@ -262,6 +276,7 @@ def test_parts_of_a_batch(monkeypatch, mode, batch, activation, mask):
         return forward(a, *arguments, **options)
 
     monkeypatch.setattr(ind_rnn_recurrence, "_forward", spy)
+    activation, mask = case
     case = {
         "activation": activation,
         "mask": mask,
@@ -346,9 +361,10 @@ def test_a_stream_of_200_lengths_needs_few_programs(monkeypatch, go_backwards):
     assert {shape[1] for shape in seen} <= set(LENGTHS)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("go_backwards", [False, True])
-@pytest.mark.parametrize("mask", [None, "holes"])
+@pytest.mark.parametrize(
+    "form, go_backwards, mask",
+    each_value(FORMS, [False, True], [None, "holes"]),
+)
 def test_eager_calls_of_many_lengths_need_few_programs(
     monkeypatch, form, go_backwards, mask
 ):
@@ -376,7 +392,7 @@ def test_eager_calls_of_many_lengths_need_few_programs(
         "implementation": form,
     }
     fused, loop = pair(case)
-    for time in (20, 3, *range(2, 40, 3)):
+    for time in (20, 3, 2, 16, 17, 31, 32, 33):
         values = inputs(case, time=time)
         assert_same(computed(fused, *values), computed(loop, *values))
     assert lengths <= {20, 3, 16, 32, 64} and {20, 3, 32} <= lengths

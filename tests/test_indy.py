@@ -1,7 +1,6 @@
 """IndyLSTM and IndyGRU against Keras' loop, Keras' layers and NumPy."""
 
 import inspect
-import os
 
 import keras
 import numpy as np
@@ -12,7 +11,17 @@ from keras.src import testing
 from ind_rnn_recurrence import fused_activations
 from indy import IndyGRU, IndyLSTM
 from indy_cell import IndyGRUCell, IndyLSTMCell
-from pairs import TOLERANCE, compiled, computed, data, masked, softsign
+from pairs import (
+    LONG,
+    TOLERANCE,
+    compiled,
+    computed,
+    data,
+    each_value,
+    every_pair,
+    masked,
+    softsign,
+)
 
 B, T, F, N = 3, 7, 2, 4
 KINDS = {
@@ -95,7 +104,7 @@ def test_numpy_oracle(kind):
     np.testing.assert_allclose(y, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(100 if os.environ.get("LONG") else 12))
+@pytest.mark.parametrize("seed", range(100 if LONG else 8))
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_loop(kind, seed):
     rng = np.random.default_rng(seed)
@@ -177,9 +186,10 @@ def test_keras_layers_with_diagonal_matrices(kind, mask):
     assert set(of_keras(N).get_config()) - set(kind(N).get_config()) <= others
 
 
-@pytest.mark.parametrize("mode", ["function", "unknown", "jit"])
-@pytest.mark.parametrize("mask", [None, "holes"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "mode, kind, mask",
+    every_pair(["function", "unknown", "jit"], KINDS, [None, "holes"]),
+)
 def test_other_modes(kind, mask, mode):
     cell, _ = KINDS[kind]
     options = {"return_sequences": True, "return_state": True}
@@ -232,8 +242,9 @@ def test_gradients_by_finite_differences(kind):
         np.testing.assert_allclose(found, expected, rtol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind, dtype", each_value(KINDS, ["mixed_float16", "mixed_bfloat16"])
+)
 def test_half_precision(kind, dtype):
     """No further from single than Keras' loop is."""
     cell, _ = KINDS[kind]
@@ -354,21 +365,16 @@ def test_the_fused_recurrence_runs(kind):
 @pytest.mark.filterwarnings("ignore:.shuffle=True. was passed:UserWarning")
 class ConformanceTest(testing.TestCase):
     def test_layers(self):
-        for kind in KINDS:
-            for options, shape in (
-                ({}, (B, N)),
-                ({"dropout": 0.1, "recurrent_dropout": 0.1, "seed": 1}, (B, N)),
-                ({"unroll": True}, (B, N)),
-            ):
-                with self.subTest(kind=kind.__name__, **options):
-                    self.run_layer_test(
-                        kind,
-                        init_kwargs={"units": N, **options},
-                        input_shape=(B, 2, F),
-                        call_kwargs={"training": True},
-                        expected_output_shape=shape,
-                        expected_num_trainable_weights=2
-                        + options.get("use_bias", True),
-                        expected_num_non_trainable_weights=0,
-                        supports_masking=True,
-                    )
+        dropout = {"dropout": 0.1, "recurrent_dropout": 0.1, "seed": 1}
+        for kind, options in each_value(KINDS, [{}, dropout]):
+            with self.subTest(kind=kind.__name__, **options):
+                self.run_layer_test(
+                    kind,
+                    init_kwargs={"units": N, **options},
+                    input_shape=(B, 2, F),
+                    call_kwargs={"training": True},
+                    expected_output_shape=(B, N),
+                    expected_num_trainable_weights=3,
+                    expected_num_non_trainable_weights=0,
+                    supports_masking=True,
+                )

@@ -11,6 +11,7 @@ import pytest
 import experiment
 import packed_sequences as example
 from packed_sequences import BATCHES, END, LAYERS, PADDING
+from pairs import each_value
 from runs import history, run
 from test_language_model import write_ptb
 
@@ -125,9 +126,8 @@ def test_bits_per_character():
     assert float(metric.result()) == pytest.approx(bits.mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("model", LAYERS)
-@pytest.mark.parametrize("name", BATCHES)
-def test_each_sentence_is_read_alone(name, model):
+@pytest.mark.parametrize("model, name", each_value(LAYERS, BATCHES))
+def test_each_sentence_is_read_alone(model, name):
     found = sentences(7, 3, 18, 1, 12, 5, 9)
     args = parsed("--model", model, "--batches", name)
     batches = draw(name, found)

@@ -23,10 +23,11 @@ import action_recognition
 import addition_rnn
 import language_model
 import sequential_mnist
+from pairs import LONG
 from runs import history, run
 
 ROOT = pathlib.Path(__file__).parents[1]
-KILLS = 10 if "LONG" in os.environ else 2
+KILLS = 10 if LONG else 2
 ADDITION = ["--time-steps", "8", "--units", "8", "--batch-size", "4"]
 
 
@@ -161,6 +162,7 @@ def test_out_inside_a_file(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_second_run_into_the_same_directory(tmp_path, capsys):
     """It says which process writes there, and touches nothing."""
     with open(tmp_path / "log", "w+") as log:

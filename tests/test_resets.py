@@ -1,7 +1,5 @@
 """`reset`: several sequences in one row equal each of them run alone."""
 
-import os
-
 import keras
 import numpy as np
 import pytest
@@ -14,12 +12,12 @@ from ind_rnn_cell import IndRNNCell
 from ind_rnn_recurrence import without_xla
 from indy import IndyGRU, IndyLSTM
 from indy_cell import IndyGRUCell, IndyLSTMCell
-from pairs import data, softsign, weighted
+from pairs import LONG, data, each_value, every_pair, softsign, weighted
 from reset_rnn import Bidirectional, ResetRNN
 
 B, F, N = 3, 2, 4
 CELLS = {IndRNN: IndRNNCell, IndyLSTM: IndyLSTMCell, IndyGRU: IndyGRUCell}
-COUNT = 1000 if os.environ.get("LONG") else 9
+COUNT = 1000 if LONG else 6
 TIMES = (1, 5, 20)
 
 
@@ -189,14 +187,13 @@ MODES = ["function", "unknown", "jit", "without_xla"]
 
 
 @pytest.mark.parametrize(
-    "kind, mode, unroll",
+    "kind, mode, mask, unroll",
     [
-        *((kind, mode, False) for kind in CELLS for mode in MODES),
-        (IndyLSTM, "function", True),
+        *((*case, False) for case in every_pair(CELLS, MODES, [None, HOLES])),
+        (IndyLSTM, "function", HOLES, True),
     ],
 )
-@pytest.mark.parametrize("mask", [None, HOLES], ids=["all", "holes"])
-def test_other_modes(kind, mask, mode, unroll):
+def test_other_modes(kind, mode, mask, unroll):
     layer = kind(N, return_sequences=True, dtype="float64", unroll=unroll)
     fill(layer, None if mode == "unknown" else 7)
     x = tf.constant(data(B, 7, F))
@@ -277,7 +274,7 @@ def test_stateful_stream_in_chunks(kind):
     )
 
 
-@pytest.mark.parametrize("kind", [*CELLS, DilatedRNN])
+@pytest.mark.parametrize("kind", [IndyLSTM, DilatedRNN])
 def test_model_with_resets_is_saved(kind, tmp_path):
     cells = [IndRNN(N), IndyGRUCell(N)]
     layer = kind(cells) if kind is DilatedRNN else kind(N)
@@ -322,16 +319,19 @@ def test_lists_and_numbers_are_flags():
         np.testing.assert_array_equal(layer(x, reset=reset), expected)
 
 
-@pytest.mark.parametrize("normalization", ["batch", "layer", None])
 @pytest.mark.parametrize(
-    "network, options",
-    [
-        (stacked_ind_rnn, {"units": N, "num_layers": 3}),
-        (residual_ind_rnn, {"units": N, "num_blocks": 2}),
-        (dense_ind_rnn, {"growth_rate": 2, "block_sizes": [2, 1]}),
-    ],
+    "sizes, normalization",
+    each_value(
+        [
+            (stacked_ind_rnn, {"units": N, "num_layers": 3}),
+            (residual_ind_rnn, {"units": N, "num_blocks": 2}),
+            (dense_ind_rnn, {"growth_rate": 2, "block_sizes": [2, 1]}),
+        ],
+        ["batch", "layer", None],
+    ),
 )
-def test_networks_with_resets(network, options, normalization):
+def test_networks_with_resets(sizes, normalization):
+    network, options = sizes
     options = {
         **options,
         "normalization": normalization,

@@ -230,7 +230,7 @@ def test_export_after_training(export, tmp_path):
     same(y, expected)
 
 
-@pytest.mark.parametrize("kind", ["IndRNN", "DilatedRNN", *sorted(NEVER_XLA)])
+@pytest.mark.parametrize("kind", ["DilatedRNN", "RNN"])
 def test_export_with_xla_for_a_server_that_has_it(kind, tmp_path):
     path = tmp_path / kind
     path.mkdir()
@@ -269,16 +269,14 @@ def converted(path):
     return Interpreter(model_content=content).get_signature_runner()
 
 
-@pytest.mark.parametrize(
-    "kind", ["IndRNN", "DilatedRNN", "stacked", "statistics of steps"]
-)
+@pytest.mark.parametrize("kind", ["DilatedRNN", "statistics of steps"])
 def test_litert(kind, tmp_path):
     served = converted(exported(named(kind), tmp_path / "served"))
     (y,) = served(x=sequences()).values()
     same(y, model(kind)(sequences()))
 
 
-@pytest.mark.parametrize("kind", ["IndRNN", "DilatedRNN", "stacked"])
+@pytest.mark.parametrize("kind", ["DilatedRNN", "stacked"])
 @fails_on(
     "keras<3.15",
     'has no `format="litert"`, or one with operations of Flex',
@@ -298,7 +296,7 @@ def test_litert_in_one_step(kind, tmp_path):
     same(y, model(kind)(sequences()))
 
 
-@pytest.mark.parametrize("kind", ["IndRNN", "DilatedRNN", "stacked"])
+@pytest.mark.parametrize("kind", ["IndRNN", "stacked"])
 def test_litert_converter(kind):
     x = keras.Input((T, F), batch_size=B, name="x")
     converter = tf.lite.TFLiteConverter.from_keras_model(

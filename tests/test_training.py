@@ -12,6 +12,7 @@ from deep_ind_rnn import stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
+from pairs import each_value
 
 T, F, N, BOUND = 10, 3, 6, 0.5
 SGD = keras.optimizers.SGD
@@ -87,11 +88,15 @@ def policy():
     keras.mixed_precision.set_dtype_policy(before)
 
 
-@pytest.mark.parametrize("kind", ["layer", "cell", "dilated", "stacked"])
 @pytest.mark.parametrize(
-    "name, tolerance", [("mixed_float16", 2e-2), ("mixed_bfloat16", 2e-1)]
+    "kind, precision",
+    each_value(
+        ["layer", "cell", "dilated", "stacked"],
+        [("mixed_float16", 2e-2), ("mixed_bfloat16", 2e-1)],
+    ),
 )
-def test_global_policy(kind, name, tolerance, policy):
+def test_global_policy(kind, precision, policy):
+    name, tolerance = precision
     expected_losses, expected = in_float32(kind)
     policy(name)
     model = network(kind)
