@@ -3,6 +3,7 @@
 To copy them into a project, take ind_rnn_cell.py along.
 """
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import keras
 from keras import ops
 
 from ind_rnn_cell import (
+    TimeConstants,
     _check_bools,
     _check_known,
     _check_state,
@@ -19,6 +21,59 @@ from ind_rnn_cell import (
     _number,
     _OfThread,
 )
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class GateTimeConstants(keras.initializers.Initializer):
+    """Biases of forget gates that keep a state for different numbers of steps.
+
+        f = exp(-1 / tau),    tau log-uniform over [shortest, longest]
+
+    at inputs of zero: a state falls to 1/e of itself in tau steps. A cell with
+    such a `bias_initializer` starts all its other biases with zeros. The
+    default of IndyLSTM and IndyGRU, chosen by `benchmarks/drop_in.py`. In arXiv
+    1804.11188, section 2.2, tau is uniform, and input gates close as well.
+
+    Arguments:
+        shortest: The shortest time constant, in steps, a number > 0. Default:
+            0.5.
+        longest: The longest one, a number >= `shortest`. Default: None, the
+            number of time steps if the layer knows it, or 1000.
+        seed: An integer, or None for another one in each instance. An instance
+            draws the same values each time. Default: None.
+
+    Call arguments:
+        shape: That of the biases of the forget gates, (N,).
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range.
+
+    Example:
+        >>> bias = GateTimeConstants(longest=100)((64,))
+        >>> f = ops.sigmoid(bias)
+        >>> bool(ops.max(f) <= 0.991)
+        True
+    """
+
+    def __init__(self, shortest=0.5, longest=None, seed=None):
+        self._kept = TimeConstants(shortest, longest, negative=0.0, seed=seed)
+
+    def __call__(self, shape, dtype=None):
+        f = self._kept(shape, "float32")
+        # The inverse of the sigmoid; f comes within 1e-7 of 1.
+        bias = ops.log(f) - ops.log(ops.maximum(1 - f, 1e-7))
+        return ops.cast(bias, dtype or keras.config.floatx())
+
+    def with_defaults(self, time_steps):
+        """The same, up to so many steps if `longest` is None."""
+        result = copy.copy(self)
+        result._kept = self._kept.with_defaults(time_steps)
+        return result
+
+    def get_config(self):
+        config = self._kept.get_config()
+        del config["negative"]
+        return config
 
 
 class LSTMStep(NamedTuple):
@@ -62,6 +117,7 @@ class _IndyCell:
     """What the two cells share. It stands before a cell of Keras."""
 
     gates = None
+    forget_gate = None  # which of them
     step_type = None
 
     def __init__(self, units, dropout, recurrent_dropout, seed, **options):
@@ -78,6 +134,8 @@ class _IndyCell:
         if options["recurrent_initializer"] is None:
             uniform = keras.initializers.RandomUniform(-1.0, 1.0)
             options["recurrent_initializer"] = uniform
+        if options["bias_initializer"] is None:
+            options["bias_initializer"] = GateTimeConstants()
         super().__init__(
             _integer("units", units, minimum=1),
             dropout=_number("dropout", dropout, below=1),
@@ -159,7 +217,19 @@ class _IndyCell:
         return self._by_gate(self.recurrent_kernel), self._biases()
 
     def _start_of_bias(self, shape, dtype=None):
-        return self.bias_initializer(shape, dtype=dtype)
+        initializer = self.bias_initializer
+        if not isinstance(initializer, GateTimeConstants):
+            return initializer(shape, dtype=dtype)
+        initializer = initializer.with_defaults(self.time_steps)
+        values = initializer((self.units,), dtype)
+        return self._with_forget_gates(ops.zeros(shape, dtype), values)
+
+    def _with_forget_gates(self, bias, values):
+        """The biases, but with these values, (N,), in the forget gates."""
+        start = self.forget_gate * self.units
+        flat = ops.reshape(bias, (-1,))
+        parts = flat[:start], values, flat[start + self.units :]
+        return ops.reshape(ops.concatenate(parts), bias.shape)
 
     def _by_gate(self, weight):
         weight = ops.reshape(weight, (self.gates, self.units))
@@ -189,10 +259,12 @@ class IndyLSTMCell(_IndyCell, keras.layers.LSTMCell):
         activation: Of g and c. Default: "tanh".
         recurrent_activation: Of i, f and o. Default: "sigmoid".
         use_bias: Default: True.
-        kernel_initializer: Default: "glorot_uniform".
+        kernel_initializer: Default: "lecun_uniform": each gate has the variance
+            of its inputs, whatever N.
         recurrent_initializer: Default: None, uniform over [-1, 1].
-        bias_initializer: Default: "zeros".
-        unit_forget_bias: Whether biases of f start with 1. Default: True.
+        bias_initializer: Default: None, `GateTimeConstants()`.
+        unit_forget_bias: Whether biases of f start with 1, as those of
+            `keras.layers.LSTM` do. Default: False.
         kernel_regularizer, recurrent_regularizer, bias_regularizer,
         kernel_constraint, recurrent_constraint, bias_constraint:
             Default: None.
@@ -222,6 +294,7 @@ class IndyLSTMCell(_IndyCell, keras.layers.LSTMCell):
     """
 
     gates = 4
+    forget_gate = 1
     step_type = LSTMStep
 
     def __init__(
@@ -230,10 +303,10 @@ class IndyLSTMCell(_IndyCell, keras.layers.LSTMCell):
         activation="tanh",
         recurrent_activation="sigmoid",
         use_bias=True,
-        kernel_initializer="glorot_uniform",
+        kernel_initializer="lecun_uniform",
         recurrent_initializer=None,
-        bias_initializer="zeros",
-        unit_forget_bias=True,
+        bias_initializer=None,
+        unit_forget_bias=False,
         kernel_regularizer=None,
         recurrent_regularizer=None,
         bias_regularizer=None,
@@ -271,12 +344,10 @@ class IndyLSTMCell(_IndyCell, keras.layers.LSTMCell):
         return (4 * self.units,)
 
     def _start_of_bias(self, shape, dtype=None):
-        start = super()._start_of_bias(shape, dtype)
+        bias = super()._start_of_bias(shape, dtype)
         if not self.unit_forget_bias:
-            return start
-        n = self.units
-        ones = ops.ones((n,), dtype or start.dtype)
-        return ops.concatenate([start[:n], ones, start[2 * n :]])
+            return bias
+        return self._with_forget_gates(bias, ops.ones((self.units,), dtype))
 
     def _biases(self):
         if not self.use_bias:
@@ -327,6 +398,7 @@ class IndyGRUCell(_IndyCell, keras.layers.GRUCell):
     """
 
     gates = 3
+    forget_gate = 0
     step_type = GRUStep
 
     def __init__(
@@ -335,9 +407,9 @@ class IndyGRUCell(_IndyCell, keras.layers.GRUCell):
         activation="tanh",
         recurrent_activation="sigmoid",
         use_bias=True,
-        kernel_initializer="glorot_uniform",
+        kernel_initializer="lecun_uniform",
         recurrent_initializer=None,
-        bias_initializer="zeros",
+        bias_initializer=None,
         kernel_regularizer=None,
         recurrent_regularizer=None,
         bias_regularizer=None,

@@ -7,6 +7,7 @@ from deep_ind_rnn import stacked_ind_rnn
 from ind_rnn import IndRNN
 from ind_rnn_cell import TimeConstants, UnitGain
 from indy import IndyGRU, IndyLSTM
+from indy_cell import GateTimeConstants
 
 UNITS = 64
 # `stacked_ind_rnn` of 6 layers has the weights of LSTM of 2 layers.
@@ -57,55 +58,64 @@ def layer_type(model):
     return {"IndyLSTM": IndyLSTM, "IndyGRU": IndyGRU}.get(name, IndRNN)
 
 
-def time_constants(gates, time_steps, chrono=False):
+def chrono(gates, time_steps):
     """An initializer of biases: gates that keep a state for tau steps.
 
-    With `chrono`, tau is uniform, and the input gate opens as little as the
-    forget gate closes (arXiv 1804.11188); else it is log-uniform.
+    tau is uniform, and the input gate opens as little as the forget gate closes
+    (arXiv 1804.11188, section 2.2). In a GRU they are one.
     """
     uniform = keras.initializers.RandomUniform(0.0, 1.0)
 
     def start(shape, dtype=None):
         r = uniform((shape[-1] // gates,), dtype)
-        if chrono:
-            keep = ops.log(1 + r * (time_steps - 2))
-        else:
-            tau = 0.5 * (2 * time_steps) ** r
-            keep = -ops.log(ops.exp(1 / tau) - 1)
+        keep = ops.log(1 + r * (time_steps - 2))
         zeros = ops.zeros_like(keep)
         if gates == 3:  # z r g, of inputs and of h
             of_inputs = ops.concatenate([keep, zeros, zeros])
             return ops.stack([of_inputs, ops.zeros_like(of_inputs)])
-        i = -keep if chrono else zeros
-        return ops.concatenate([i, keep, zeros, zeros])
+        return ops.concatenate([-keep, keep, zeros, zeros])
 
     return start
 
 
 def options_of_gates(model, time_steps):
-    """The arguments of a network of IndyLSTM or IndyGRU layers."""
+    """The arguments of a network of IndyLSTM or IndyGRU layers.
+
+    Without a name behind it, the defaults; with names, the start of Keras'
+    layers but for these.
+    """
     name, *names = model.split(", ")
+    if not names:
+        return {}
     gates = 4 if name == "IndyLSTM" else 3
+    of_keras = {
+        "kernel_initializer": "glorot_uniform",
+        "bias_initializer": "zeros",
+    }
+    if gates == 4:
+        names.insert(0, "unit_forget_bias")
 
     def uniform(lowest):
         uniform = keras.initializers.RandomUniform(lowest, 1.0)
         return {"recurrent_initializer": uniform}
 
-    def tau(chrono=False):
-        start = time_constants(gates, time_steps, chrono)
+    def biases(start):
         others = {"unit_forget_bias": False} if gates == 4 else {}
         return {"bias_initializer": start, **others}
 
     starts = {
+        "unit_forget_bias": {"unit_forget_bias": True},
         "uniform": uniform(-1.0),
         "zeros": {"recurrent_initializer": "zeros"},
         "positive": uniform(0.0),
-        "time constants": tau(),
-        "chrono": tau(chrono=True),
+        "time constants": biases(GateTimeConstants(longest=time_steps)),
+        "chrono": biases(chrono(gates, time_steps)),
         # The variance of each gate: 1 / F.
         "wide": {"kernel_initializer": "lecun_uniform"},
     }
-    return {k: v for start in names for k, v in starts[start].items()}
+    for start in names:
+        of_keras |= starts[start]
+    return of_keras
 
 
 def options(model, time_steps):

@@ -2,8 +2,6 @@
 
 import functools
 import importlib.metadata
-import itertools
-import os
 
 import keras
 import numpy as np
@@ -14,9 +12,6 @@ from packaging.requirements import Requirement
 
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-
-# In the environment: all cases of every test, not a cover of them.
-LONG = "LONG" in os.environ
 
 B, T, F, N = 4, 7, 3, 5
 TOLERANCE = {
@@ -107,51 +102,6 @@ def drawn(seed, **fixed):
     rng = np.random.default_rng(seed)
     case = {name: rng.choice(len(values)) for name, values in AXES.items()}
     return {name: AXES[name][i] for name, i in case.items()} | fixed
-
-
-def covering(strength, cases):
-    """Few of these cases, with every `strength` values that meet in some.
-
-    A case is a tuple. Each time the one with most that has not yet been seen.
-    LONG: all cases.
-    """
-    if LONG:
-        return cases
-    parts = {
-        case: {*itertools.combinations(enumerate(case), strength)}
-        for case in cases
-    }
-    chosen, rest = [], set().union(*parts.values())
-    while rest:
-        chosen.append(max(cases, key=lambda case: len(parts[case] & rest)))
-        rest -= parts[chosen[-1]]
-    return chosen
-
-
-def _of_product(strength, axes):
-    axes = [list(axis) for axis in axes]
-    product = list(itertools.product(*(range(len(axis)) for axis in axes)))
-    return [
-        tuple(axis[i] for axis, i in zip(axes, case, strict=True))
-        for case in covering(strength, product)
-    ]
-
-
-def each_value(*axes):
-    """Cases in which each value of every axis occurs. LONG: the product."""
-    return _of_product(1, axes)
-
-
-def every_pair(*axes):
-    """Cases in which every two values of two axes meet. LONG: the product."""
-    return _of_product(2, axes)
-
-
-def assert_every_pair(cases, axes):
-    """Every two values of two axes occur together in some case."""
-    for a, b in itertools.combinations(axes, 2):
-        seen = {(case[a], case[b]) for case in cases}
-        assert seen == set(itertools.product(axes[a], axes[b])), (a, b)
 
 
 def data(*shape, phase=0.0, scale=1.0):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from cases import every_pair
 from deep_ind_rnn import stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
@@ -60,20 +61,21 @@ def oracle(x, weights, activation, mask):
     return np.stack(hs, 1), gradients
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize(
-    "activation, implementation",
-    [
-        ("relu", "sequential"),
-        ("relu", "parallel"),
-        ("linear", "parallel"),
-        ("tanh", "auto"),
-    ],
+    "form, with_mask, jit_compile",
+    every_pair(
+        [
+            ("relu", "sequential"),
+            ("relu", "parallel"),
+            ("linear", "parallel"),
+            ("tanh", "auto"),
+        ],
+        [False, True],
+        [False, True],
+    ),
 )
-def test_outputs_and_a_training_step(
-    activation, implementation, with_mask, jit_compile
-):
+def test_outputs_and_a_training_step(form, with_mask, jit_compile):
+    activation, implementation = form
     layer = IndRNN(
         N,
         activation,

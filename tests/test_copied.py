@@ -52,6 +52,7 @@ def test_copied_file(module, least, tmp_path):
         TESTS.parent / "pyproject.toml",  # warnings are errors
         TESTS / f"test_{module}.py",
         TESTS / "pairs.py",
+        TESTS / "cases.py",
     ):
         shutil.copy(path, tmp_path)
     absent = sorted(MODULES - {module})

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from keras.layers import Add, Dense, Dropout
 
+from cases import each_value, every_pair
 from deep_ind_rnn import (
     RecurrentPenalty,
     TimeStepBatchNormalization,
@@ -161,30 +162,24 @@ class Wiring:
         return x
 
 
-@every_network
 @pytest.mark.parametrize(
-    "normalization, place, max_steps",
-    [
-        ("batch", "after", None),
-        ("batch", "before", None),
-        ("batch", "after", 4),
-        ("layer", "after", None),
-        ("rms", "before", None),
-        (None, "after", None),
-    ],
+    "normalized, network, outputs",
+    every_pair(
+        [
+            ("batch", "after", None),
+            ("batch", "before", None),
+            ("batch", "after", 4),
+            ("layer", "after", None),
+            ("rms", "before", None),
+            (None, "after", None),
+        ],
+        SMALL,
+        [(False, 5), (True, None)],
+    ),
 )
-@pytest.mark.parametrize(
-    "return_sequences, num_outputs", [(False, 5), (True, None)]
-)
-def test_wiring(
-    network,
-    normalization,
-    place,
-    max_steps,
-    return_sequences,
-    num_outputs,
-    float64,
-):
+def test_wiring(normalized, network, outputs, float64):
+    normalization, place, max_steps = normalized
+    return_sequences, num_outputs = outputs
     model = small(
         network,
         normalization=normalization,
@@ -209,20 +204,23 @@ def test_wiring(
     np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-11 * scale)
 
 
-@every_network
-@pytest.mark.parametrize("long_memory", [False, True])
 @pytest.mark.parametrize(
-    "time, given, bound",
-    [
-        (T, "auto", 2 ** (1 / T)),
-        (None, "auto", 1.0),
-        (T, None, None),
-        (T, 3, 3.0),
-        (T, 0.5, 0.5),
-        (T, 0.0, 0.0),
-    ],
+    "case, network, long_memory",
+    every_pair(
+        [
+            (T, "auto", 2 ** (1 / T)),
+            (None, "auto", 1.0),
+            (T, None, None),
+            (T, 3, 3.0),
+            (T, 0.5, 0.5),
+            (T, 0.0, 0.0),
+        ],
+        SMALL,
+        [False, True],
+    ),
 )
-def test_initial_recurrent_weights(network, long_memory, time, given, bound):
+def test_initial_recurrent_weights(case, network, long_memory):
+    time, given, bound = case
     keras.utils.set_random_seed(1)
     key = "growth_rate" if network is dense_ind_rnn else "units"
     model = small(
@@ -433,18 +431,21 @@ def test_last_dropout_of_zero_is_none():
     assert [layer.rate for layer in of_type(model, Dropout)] == [0.4]
 
 
-@every_network
 @pytest.mark.parametrize(
-    "kind, place",
-    [
-        ("batch", "after"),
-        ("batch", "before"),
-        ("layer", "before"),
-        ("rms", "after"),
-        (None, "after"),
-    ],
+    "normalized, network",
+    each_value(
+        [
+            ("batch", "after"),
+            ("batch", "before"),
+            ("layer", "before"),
+            ("rms", "after"),
+            (None, "after"),
+        ],
+        SMALL,
+    ),
 )
-def test_stateful_chunks_are_the_whole(network, kind, place, float64):
+def test_stateful_chunks_are_the_whole(normalized, network, float64):
+    kind, place = normalized
     given = {"normalization": kind, "place": place}
     options = {"return_sequences": True, **given}
     whole = fill(small(network, (None, F), **options))
@@ -473,17 +474,20 @@ def test_stateful_chunks_are_the_whole(network, kind, place, float64):
         np.testing.assert_allclose(of_last(x[:, :time]), y, rtol=0, atol=1e-9)
 
 
-@every_network
 @pytest.mark.parametrize(
-    "return_sequences, normalization, max_steps",
-    [
-        (False, "batch", None),
-        (True, "batch", 4),
-        (True, "layer", None),
-        (False, "rms", None),
-    ],
+    "options, network",
+    each_value(
+        [
+            (False, "batch", None),
+            (True, "batch", 4),
+            (True, "layer", None),
+            (False, "rms", None),
+        ],
+        SMALL,
+    ),
 )
-def test_saving(network, return_sequences, normalization, max_steps, tmp_path):
+def test_saving(options, network, tmp_path):
+    return_sequences, normalization, max_steps = options
     model = small(
         network,
         (None, F),

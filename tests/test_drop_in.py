@@ -100,30 +100,22 @@ def test_networks(model, task):
 
 
 @pytest.mark.parametrize("gates", [3, 4])
-@pytest.mark.parametrize("chrono", [False, True])
-def test_gates_that_keep_for_time_constants(gates, chrono):
+def test_gates_of_chrono(gates):
     time_steps, units = 100, 5000
     keras.utils.set_random_seed(0)
-    start = drop_in_networks.time_constants(gates, time_steps, chrono)
+    start = drop_in_networks.chrono(gates, time_steps)
     bias = start((gates * units,) if gates == 4 else (2, gates * units))
     if gates == 3:
         assert not np.any(bias[1])
         bias = bias[0]
     parts = np.reshape(bias, (gates, units))
     keep = parts[1 if gates == 4 else 0]
-    kept = 1 / (1 + np.exp(-keep))
-    tau = 1 / (1 - kept) if chrono else -1 / np.log(kept)
-    shortest, longest = (2, time_steps) if chrono else (0.5, time_steps)
-    # float32 rounds what is near 1.
+    tau = 1 + np.exp(keep)
     np.testing.assert_allclose(
-        np.quantile(tau, [0.0, 1.0]), [shortest, longest], rtol=0.02
+        np.quantile(tau, [0.0, 0.5, 1.0]), [2, 51, time_steps], rtol=0.05
     )
-    middle = 51 if chrono else 50**0.5
-    np.testing.assert_allclose(np.median(tau), middle, rtol=0.05)
     others = parts.sum(axis=0) - keep
-    np.testing.assert_allclose(
-        others, -keep if chrono and gates == 4 else 0 * keep
-    )
+    np.testing.assert_allclose(others, -keep if gates == 4 else 0 * keep)
 
 
 class Stop(Exception):

@@ -276,7 +276,7 @@ def test_mnist_with_a_dilated_network(cell, tmp_path, mnist):
 
 @pytest.mark.parametrize(
     "model",
-    ["stacked", "residual", pytest.param("dense", marks=pytest.mark.slow)],
+    ["residual", pytest.param("dense", marks=pytest.mark.slow)],
 )
 def test_mnist_with_a_deep_network(model, tmp_path, mnist):
     small = ["--blocks", "1", "--growth", "2", "--block-sizes", "2", "1"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cases import each_value
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
 from ind_rnn_recurrence import without_xla
@@ -74,8 +75,9 @@ def test_backwards_is_the_reversed_sequence(mask):
     )
 
 
-@pytest.mark.parametrize("activation", AXES["activation"])
-@pytest.mark.parametrize("mode", ["eager", "jit"])
+@pytest.mark.parametrize(
+    "activation, mode", each_value(AXES["activation"], ["eager", "jit"])
+)
 def test_nan_stays_in_its_sequence(activation, mode):
     case = {
         "activation": activation,
@@ -104,9 +106,14 @@ def test_nan_stays_in_its_sequence(activation, mode):
         )
 
 
-@pytest.mark.parametrize("activation", AXES["activation"])
-@pytest.mark.parametrize("mask", ["right", "left", "holes", "row", "all"])
-@pytest.mark.parametrize("use_kernel", [True, False])
+@pytest.mark.parametrize(
+    "activation, mask, use_kernel",
+    each_value(
+        AXES["activation"],
+        ["right", "left", "holes", "row", "all"],
+        [True, False],
+    ),
+)
 def test_masked_nan_does_not_leak(activation, mask, use_kernel):
     case = {
         "activation": activation,

@@ -1,7 +1,6 @@
 """IndRNNCell against a NumPy oracle, finite differences and its bound."""
 
 import inspect
-import itertools
 
 import keras
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+from cases import every_pair
 from ind_rnn_cell import IndRNNCell, RecurrentBound
 from pairs import CELL_OPTIONS, fails_on
 
@@ -85,54 +85,47 @@ def assert_close(actual, expected, tolerance):
     )
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("use_kernel", [True, False])
-@pytest.mark.parametrize("use_bias", [True, False])
-def test_steps_equal_numpy(dtype, activation, use_kernel, use_bias):
-    width = F if use_kernel else N
+OPTIONS = {
+    "dtype": TOLERANCE,
+    "activation": ACTIVATIONS,
+    "use_kernel": [True, False],
+    "use_bias": [True, False],
+    "recurrent_min_abs": [0.0, 0.7],
+    "recurrent_max_abs": [None, 1.3],
+    "dropout": [0.0, 0.3],
+    "recurrent_dropout": [0.0, 0.6],
+}
+
+
+@pytest.mark.parametrize("values", every_pair(*OPTIONS.values()))
+def test_steps_equal_numpy(values):
+    options = dict(zip(OPTIONS, values, strict=True))
+    dtype, activation = options["dtype"], options["activation"]
+    width = F if options["use_kernel"] else N
     x, h0 = data(T, B, width).astype(dtype), data(B, N, phase=5).astype(dtype)
-    for bounds, dropout, recurrent_dropout in itertools.product(
-        [(0.0, None), (0.7, None), (0.0, 1.3), (0.7, 1.3)],
-        [0.0, 0.3],
-        [0.0, 0.6],
-    ):
-        cell = made(
-            width,
-            activation=activation,
-            use_kernel=use_kernel,
-            use_bias=use_bias,
-            recurrent_min_abs=bounds[0],
-            recurrent_max_abs=bounds[1],
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
-            seed=1,
-            dtype=dtype,
-        )
-        weights = parts(cell)
-        drop = cell.get_dropout_mask(ops.ones((B, width), dtype))
-        drop_h = cell.get_recurrent_dropout_mask(ops.ones((B, N), dtype))
-        drop = 1 if drop is None else drop.numpy()
-        drop_h = 1 if drop_h is None else drop_h.numpy()
-        state, expected = ops.convert_to_tensor(h0), h0
-        for x_t, as_list in zip(x, [True, False, False, True], strict=True):
-            given = [state] if as_list else state
-            y, state = cell(ops.convert_to_tensor(x_t), given, training=True)
-            assert isinstance(state, list) == as_list
-            state = state[0] if as_list else state
-            expected = oracle(
-                x_t * drop, expected * drop_h, *weights, activation
-            )
-            assert y.dtype == dtype
-            assert_close(y, expected, TOLERANCE[dtype])
-            assert_close(state, expected, TOLERANCE[dtype])
+    cell = made(width, seed=1, **options)
+    weights = parts(cell)
+    drop = cell.get_dropout_mask(ops.ones((B, width), dtype))
+    drop_h = cell.get_recurrent_dropout_mask(ops.ones((B, N), dtype))
+    drop = 1 if drop is None else drop.numpy()
+    drop_h = 1 if drop_h is None else drop_h.numpy()
+    state, expected = ops.convert_to_tensor(h0), h0
+    for x_t, as_list in zip(x, [True, False, False, True], strict=True):
+        given = [state] if as_list else state
+        y, state = cell(ops.convert_to_tensor(x_t), given, training=True)
+        assert isinstance(state, list) == as_list
+        state = state[0] if as_list else state
+        expected = oracle(x_t * drop, expected * drop_h, *weights, activation)
+        assert y.dtype == dtype
+        assert_close(y, expected, TOLERANCE[dtype])
+        assert_close(state, expected, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("recurrent_dropout", [0.0, 0.4])
-def test_sequences_equal_numpy(dtype, activation, dropout, recurrent_dropout):
+@pytest.mark.parametrize(
+    "activation, dtype, dropout, recurrent_dropout",
+    every_pair(ACTIVATIONS, TOLERANCE, [0.0, 0.4], [0.0, 0.4]),
+)
+def test_sequences_equal_numpy(activation, dtype, dropout, recurrent_dropout):
     options = {"dropout": dropout, "recurrent_dropout": recurrent_dropout}
     options = {**options, "activation": activation, "seed": 3, "dtype": dtype}
     cell, twin = made(**options), made(**options)
@@ -296,7 +289,7 @@ def optimizer_named(name):
 
 
 def pushed(name, bounds):
-    """A cell after 50 steps that push u from the bound outward."""
+    """A cell after 20 steps that push u from the bound outward."""
     start = np.array([1.5, -1.5, 0.7, -0.7])
     outward = np.array([1.0, -1.0, -1.0, 1.0])
     cell = made(activation=None, use_bias=False, **bounds)
@@ -304,7 +297,7 @@ def pushed(name, bounds):
     optimizer = optimizer_named(name)
     optimizer.build([cell.recurrent_kernel])
     x, h = ops.zeros((1, F)), ops.ones((1, N))
-    for _ in range(50):
+    for _ in range(20):
         with tf.GradientTape() as tape:
             loss = -ops.sum(outward.astype("float32") * cell(x, h)[0])
             loss = optimizer.scale_loss(loss)

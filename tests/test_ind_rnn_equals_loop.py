@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from cases import assert_every_pair, covering, each_value, every_pair
 from pairs import (
     AXES,
     TOLERANCE,
@@ -18,15 +19,11 @@ from pairs import (
     F,
     N,
     T,
-    assert_every_pair,
     assert_same,
     compiled,
     computed,
-    covering,
     data,
     drawn,
-    each_value,
-    every_pair,
     inputs,
     pair,
     softsign,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cases import LONG, each_value, every_pair
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from ind_rnn import IndRNN
 from ind_rnn_normalization import (
@@ -20,15 +21,7 @@ from ind_rnn_normalization import (
     TimeStepBatchNormalization,
 )
 from ind_rnn_recurrence import _told
-from pairs import (
-    LONG,
-    data,
-    each_value,
-    every_pair,
-    masked,
-    softsign,
-    weighted,
-)
+from pairs import data, masked, softsign, weighted
 
 B, T, F, N = 4, 6, 3, 4
 STEPS = TimeStepBatchNormalization

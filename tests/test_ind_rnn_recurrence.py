@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import ind_rnn_recurrence
+from cases import each_value, every_pair
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
 from ind_rnn_recurrence import CHUNK, LENGTHS, IndRNNStep
@@ -22,8 +23,6 @@ from pairs import (
     compiled,
     computed,
     data,
-    each_value,
-    every_pair,
     fails_on,
     inputs,
     pair,

@@ -8,20 +8,11 @@ import pytest
 import tensorflow as tf
 from keras.src import testing
 
+from cases import LONG, each_value, every_pair
 from ind_rnn_recurrence import fused_activations
 from indy import IndyGRU, IndyLSTM
-from indy_cell import IndyGRUCell, IndyLSTMCell
-from pairs import (
-    LONG,
-    TOLERANCE,
-    compiled,
-    computed,
-    data,
-    each_value,
-    every_pair,
-    masked,
-    softsign,
-)
+from indy_cell import GateTimeConstants, IndyGRUCell, IndyLSTMCell
+from pairs import TOLERANCE, compiled, computed, data, masked, softsign
 
 B, T, F, N = 3, 7, 2, 4
 KINDS = {
@@ -104,7 +95,7 @@ def test_numpy_oracle(kind):
     np.testing.assert_allclose(y, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(100 if LONG else 8))
+@pytest.mark.parametrize("seed", range(100 if LONG else 6))
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_loop(kind, seed):
     rng = np.random.default_rng(seed)
@@ -265,15 +256,75 @@ def test_half_precision(kind, dtype):
     assert errors[0] <= errors[1] < TOLERANCE[dtype]
 
 
-def test_forget_gates_start_open():
-    units = slice(N, 2 * N)
-    layer = IndyLSTM(N, bias_initializer="random_normal")
+# Where the biases of the forget gates are, of all of them in a row.
+FORGET = {IndyLSTM: 1, IndyGRU: 0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("time, longest", [(50, 50), (None, 1000)])
+def test_forget_gates_start_with_time_constants(kind, time, longest):
+    units = 4000
+    layer = kind(units)
+    layer.build((B, time, 1))
+    bias = layer.cell.bias.numpy().reshape(-1, units)
+    f = sigmoid(bias[FORGET[kind]].astype("float64"))
+    place = np.sort(np.log(-2 / np.log(f)) / np.log(2 * longest))
+    uniform = (np.arange(units) + 0.5) / units
+    assert np.abs(place - uniform).max() < 2 / np.sqrt(units)
+    assert not np.delete(bias, FORGET[kind], axis=0).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_without_two_biases_and_with_none(kind):
+    options = {"reset_after": False} if kind is IndyGRU else {}
+    layer = kind(N, **options)
+    layer.build((B, 5, F))
+    bias = layer.cell.bias.numpy().reshape(-1, N)
+    assert list(bias.any(axis=1)) == [
+        gate == FORGET[kind] for gate in range(layer.cell.gates)
+    ]
+    layer = kind(N, use_bias=False)
+    layer.build((B, 5, F))
+    assert layer.cell.bias is None
+
+
+def test_time_constants_of_gates_can_be_chosen():
+    def start(**options):
+        return GateTimeConstants(seed=3, **options)((1000,), "float64")
+
+    np.testing.assert_array_equal(start(), start())
+    f = sigmoid(np.array(start(shortest=2, longest=9)))
+    assert 2 <= (-1 / np.log(f)).min() < 2.1 and 8.9 < (-1 / np.log(f)).max()
+    assert np.isfinite(start(longest=1e12)).all()
+    given = GateTimeConstants(longest=9)
+    layer = IndyGRU(200, bias_initializer=given)
+    layer.build((B, 500, F))
+    f = sigmoid(layer.cell.bias.numpy()[0, :200])
+    assert (-1 / np.log(f)).max() < 9.01
+    assert given.get_config() == {"shortest": 0.5, "longest": 9.0, "seed": None}
+    for options, error in (
+        ({"shortest": 0}, ValueError),
+        ({"longest": 0.1}, ValueError),
+        ({"longest": "a"}, TypeError),
+        ({"seed": 1.5}, TypeError),
+    ):
+        with pytest.raises(error, match=f"`{[*options][0]}` must be"):
+            GateTimeConstants(**options)
+
+
+def test_unit_forget_bias_as_in_keras():
+    layer = IndyLSTM(N, bias_initializer="random_normal", unit_forget_bias=True)
     layer.build((B, T, F))
-    assert (layer.cell.bias.numpy()[units] == 1).all()
-    assert (layer.cell.bias.numpy()[:N] != 0).all()
-    layer = IndyLSTM(N, unit_forget_bias=False)
-    layer.build((B, T, F))
-    assert not layer.cell.bias.numpy().any()
+    i, f, *_ = np.split(layer.cell.bias.numpy(), 4)
+    assert (f == 1).all() and (i != 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_gate_has_the_variance_of_its_inputs(kind):
+    layer = kind(500)
+    layer.build((B, T, 8))
+    kernel = layer.cell.kernel.numpy()
+    np.testing.assert_allclose(kernel.var() * 8, 1, rtol=0.05)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -283,7 +334,7 @@ def test_every_option_is_kept(kind):
         "activation": "relu",
         "recurrent_activation": "hard_sigmoid",
         "use_bias": False,
-        "unit_forget_bias": False,
+        "unit_forget_bias": True,
         "reset_after": False,
         "kernel_initializer": keras.initializers.Constant(2.0),
         "recurrent_initializer": keras.initializers.Constant(0.5),

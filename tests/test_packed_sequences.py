@@ -10,8 +10,8 @@ import pytest
 
 import experiment
 import packed_sequences as example
+from cases import each_value
 from packed_sequences import BATCHES, END, LAYERS, PADDING
-from pairs import each_value
 from runs import history, run
 from test_language_model import write_ptb
 
@@ -159,8 +159,8 @@ def test_each_sentence_is_read_alone(model, name):
     "name, model",
     [
         ("padded", "lstm"),
-        ("bucketed", "indygru"),
-        ("packed", "indrnn"),
+        pytest.param("bucketed", "indygru", marks=pytest.mark.slow),
+        pytest.param("packed", "indrnn", marks=pytest.mark.slow),
         ("stream", "indylstm"),
     ],
 )

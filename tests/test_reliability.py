@@ -25,22 +25,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import deep_ind_rnn
+from cases import LONG
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell, RecurrentBound
 from ind_rnn_recurrence import fused_activations, without_xla
-from pairs import (
-    AXES,
-    LONG,
-    F,
-    assert_same,
-    compiled,
-    computed,
-    data,
-    inputs,
-    pair,
-)
+from pairs import AXES, F, assert_same, compiled, computed, data, inputs, pair
 
 FORMS = ("sequential", "parallel")
 

@@ -23,7 +23,7 @@ import action_recognition
 import addition_rnn
 import language_model
 import sequential_mnist
-from pairs import LONG
+from cases import LONG
 from runs import history, run
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cases import LONG, each_value, every_pair
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
@@ -12,12 +13,12 @@ from ind_rnn_cell import IndRNNCell
 from ind_rnn_recurrence import without_xla
 from indy import IndyGRU, IndyLSTM
 from indy_cell import IndyGRUCell, IndyLSTMCell
-from pairs import LONG, data, each_value, every_pair, softsign, weighted
+from pairs import data, softsign, weighted
 from reset_rnn import Bidirectional, ResetRNN
 
 B, F, N = 3, 2, 4
 CELLS = {IndRNN: IndRNNCell, IndyLSTM: IndyLSTMCell, IndyGRU: IndyGRUCell}
-COUNT = 1000 if LONG else 6
+COUNT = 1000 if LONG else 4
 TIMES = (1, 5, 20)
 
 

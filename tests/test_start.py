@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cases import every_pair
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell, TimeConstants, UnitGain
@@ -186,10 +187,11 @@ GAINS = {
 }
 
 
-@pytest.mark.parametrize("time_steps", [1, 2, 10, 100, 1000, 10_000])
-@pytest.mark.parametrize("kind", ["constant", "noise"])
-@pytest.mark.parametrize("exponent", GAINS)
-def test_a_stack_neither_explodes_nor_dies_out(kind, time_steps, exponent):
+@pytest.mark.parametrize(
+    "time_steps, kind, exponent",
+    every_pair([1, 10, 100, 1000, 10_000], ["noise", "constant"], GAINS),
+)
+def test_a_stack_neither_explodes_nor_dies_out(time_steps, kind, exponent):
     rng = np.random.default_rng(5)
     length = time_steps if kind == "noise" else 1
     x = rng.normal(size=(4, length, 128)).astype("float32")

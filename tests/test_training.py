@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cases import each_value
 from deep_ind_rnn import stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-from pairs import each_value
 
 T, F, N, BOUND = 10, 3, 6, 0.5
 SGD = keras.optimizers.SGD
