@@ -2,6 +2,8 @@
 
     python benchmarks/drop_in_report.py out/drop_in/runs.csv \
         --picture img/drop_in/drop_in.png
+    python benchmarks/drop_in_report.py out/gates/runs.csv --study gates \
+        --picture img/drop_in/gates.png
 
 A figure is the mean over the seeds and their standard deviation; accuracies are
 those of rows, pixels, permuted and words, all others losses. A score after some
@@ -12,7 +14,7 @@ import argparse
 import pathlib
 import statistics
 
-from drop_in import CANDIDATES, EPOCHS, STUDY, read
+from drop_in import CANDIDATES, EPOCHS, STARTS_OF_GATES, STUDY, read
 
 ACCURACIES = "rows", "pixels", "permuted", "words"
 
@@ -217,13 +219,84 @@ def tables(study):
     )
 
 
+def tables_of_gates(study):
+    last, weights = study.after(EPOCHS), study.after(1, "weights")
+    one, seconds = study.within(1), study.after(EPOCHS, "seconds")
+    table(
+        study,
+        "One layer of 64 for another, in the time of four epochs of LSTM",
+        [
+            ("IndyLSTM", one, ("IndyLSTM", 1)),
+            ("LSTM", one, ("LSTM", 1)),
+            ("IndyGRU", one, ("IndyGRU", 1)),
+            ("GRU", one, ("GRU", 1)),
+            ("IndRNN", one, ("IndRNN", 1)),
+        ],
+    )
+    table(
+        study,
+        "As many weights: two layers for one, in the time of LSTM",
+        [
+            ("IndyLSTM, 2 layers", one, ("IndyLSTM", 2)),
+            ("LSTM", one, ("LSTM", 1)),
+            ("IndyGRU, 2 layers", one, ("IndyGRU", 2)),
+            ("GRU", one, ("GRU", 1)),
+            ("IndRNN, 2 layers", one, ("IndRNN", 2)),
+            ("weights of IndyLSTM", weights, ("IndyLSTM", 2)),
+            ("weights of LSTM", weights, ("LSTM", 1)),
+        ],
+        facts=2,
+    )
+    runs = [
+        (model, layers)
+        for layers in (1, 2)
+        for model in ("IndyLSTM", "IndyGRU", "IndRNN")
+    ]
+    runs += [("LSTM", 1), ("GRU", 1)]
+    names = [f"{model}, {layers}" for model, layers in runs]
+    rivals = 0, len(runs) - 2  # IndyLSTM and LSTM
+    columns = [(name, last, run) for name, run in zip(names, runs, strict=True)]
+    table(study, "After four epochs, by layers", columns, rivals)
+    columns = [(name, seconds, run) for name, _, run in columns]
+    table(study, "Seconds of four epochs", columns, rivals, score=False)
+    for model in ("IndyLSTM", "IndyGRU"):
+        starts = [
+            (start, last, (f"{model}, {start}", 1)) for start in STARTS_OF_GATES
+        ]
+        chosen = [start for start in starts if start[0] == CHOSEN]
+        rest = [start for start in starts if start[0] != CHOSEN]
+        title = f"The start of {model}: one layer, after four epochs"
+        table(study, title, chosen + rest, slack=0.02)
+
+
+CHOSEN = "wide, time constants"
+
+
 def candidates(layers):
     """The names of all starts of IndRNN with so many layers, new one first."""
     models = STUDY + CANDIDATES
     return dict.fromkeys(name for name, counts, _ in models if layers in counts)
 
 
-def draw(study, path):
+NETWORKS = {
+    "ind_rnn": (
+        ("LSTM", "LSTM", 1, "tab:red"),
+        ("GRU", "GRU", 1, "tab:orange"),
+        ("IndRNN", "IndRNN", 1, "tab:blue"),
+        ("IndRNN, 4 layers", "IndRNN", 4, "tab:green"),
+    ),
+    "gates": (
+        ("LSTM", "LSTM", 1, "tab:red"),
+        ("GRU", "GRU", 1, "tab:orange"),
+        ("IndRNN", "IndRNN", 1, "tab:blue"),
+        ("IndyLSTM", "IndyLSTM", 1, "tab:green"),
+        ("IndyLSTM, 2 layers", "IndyLSTM", 2, "tab:olive"),
+        ("IndyGRU", "IndyGRU", 1, "tab:purple"),
+    ),
+}
+
+
+def draw(study, networks, path):
     """Scores over seconds, a panel for each task."""
     import matplotlib
 
@@ -231,12 +304,6 @@ def draw(study, path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 5, figsize=(14, 5), layout="constrained")
-    networks = (
-        ("LSTM", "LSTM", 1, "tab:red"),
-        ("GRU", "GRU", 1, "tab:orange"),
-        ("IndRNN", "IndRNN", 1, "tab:blue"),
-        ("IndRNN, 4 layers", "IndRNN", 4, "tab:green"),
-    )
     for panel, task in zip(axes.flat, study.tasks, strict=False):
         for label, model, layers, color in networks:
             runs = study.seeds(task, model, layers)
@@ -259,7 +326,7 @@ def draw(study, path):
     for panel in axes[-1]:
         panel.set_xlabel("seconds of training, one core")
     lines, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=4)
+    figure.legend(lines, labels, loc="outside lower center", ncols=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
 
@@ -270,12 +337,13 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=pathlib.Path, help="a runs.csv")
+    parser.add_argument("--study", choices=NETWORKS, default="ind_rnn")
     parser.add_argument("--picture", type=pathlib.Path, metavar="FILE")
     args = parser.parse_args(argv)
     study = Study(read(args.runs))
-    tables(study)
+    (tables if args.study == "ind_rnn" else tables_of_gates)(study)
     if args.picture:
-        draw(study, args.picture)
+        draw(study, NETWORKS[args.study], args.picture)
 
 
 if __name__ == "__main__":

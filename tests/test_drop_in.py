@@ -221,6 +221,32 @@ def test_report(tmp_path, capsys):
     assert picture.stat().st_size > 10_000
 
 
+def test_report_of_gates(tmp_path, capsys):
+    path = tmp_path / "runs.csv"
+    runs = [(model, 1) for model in ("LSTM", "GRU", "IndRNN")]
+    runs += [(model, n) for model in ("IndyLSTM", "IndyGRU") for n in (1, 2)]
+    runs += [(name, 1) for name, *_ in drop_in.GATES_CANDIDATES]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, drop_in.FIELDS)
+        writer.writeheader()
+        for (model, layers), epoch in itertools.product(runs, range(1, 5)):
+            score = 0.5 + 0.1 * (model in ("IndyLSTM", "GRU")) + 0.01 * epoch
+            row = ("rows", model, layers, 0.001, 0, 100 * layers, epoch)
+            row += (epoch, score, score, score)
+            writer.writerow(dict(zip(drop_in.FIELDS, row, strict=True)))
+    picture = tmp_path / "gates.png"
+    drop_in_report.main(
+        [str(path), "--study", "gates", "--picture", str(picture)]
+    )
+    text = capsys.readouterr().out
+    one_layer = "**0.640** | 0.540 | 0.540 | **0.640** | 0.540"
+    assert f"| rows | {one_layer} |" in text
+    assert "IndyLSTM is at least as good as LSTM on 1 of 1." in text
+    assert "IndyLSTM, 1 is at least as good as LSTM, 1 on 1 of 1." in text
+    assert text.count("is at least as good as uniform, within 2%") == 2
+    assert picture.stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     "task, a, b, slack, expected",
     [
