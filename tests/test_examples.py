@@ -16,6 +16,8 @@ import experiment
 import sequential_mnist
 from runs import history, run
 
+SLOW = pytest.mark.slow
+
 
 def write_mnist(path, count=48, **changes):
     """A small file of the right form: an image is brighter for a higher y."""
@@ -124,7 +126,7 @@ def test_addition_learns(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["addition", "noisy", pytest.param("copy", marks=pytest.mark.slow)],
+    ["addition", *(pytest.param(x, marks=SLOW) for x in ("noisy", "copy"))],
 )
 def test_a_killed_run_resumes_to_the_same_end(
     name, tmp_path, monkeypatch, mnist
@@ -253,7 +255,7 @@ def mnist_error(out, mnist):
     return np.mean(answers.argmax(axis=-1) != digits["y_test"])
 
 
-@pytest.mark.parametrize("model", ["indrnn", "lstm"])
+@pytest.mark.parametrize("model", ["indrnn", pytest.param("lstm", marks=SLOW)])
 def test_mnist_leaves_its_results(model, tmp_path, mnist):
     argv = [*mnist, "--model", model, "--epochs", "1", "--batch-size", "8"]
     sequential_mnist.main([*argv, "--out", str(tmp_path)])
@@ -263,7 +265,7 @@ def test_mnist_leaves_its_results(model, tmp_path, mnist):
     assert error == pytest.approx(mnist_error(tmp_path, mnist), abs=1e-6)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "indrnn"])
+@pytest.mark.parametrize("cell", ["lstm", pytest.param("indrnn", marks=SLOW)])
 def test_mnist_with_a_dilated_network(cell, tmp_path, mnist):
     argv = [*mnist, *DILATED, "--cell", cell, "--epochs", "1"]
     argv += ["--batch-size", "12", "--out", str(tmp_path)]
@@ -276,7 +278,7 @@ def test_mnist_with_a_dilated_network(cell, tmp_path, mnist):
 
 @pytest.mark.parametrize(
     "model",
-    ["residual", pytest.param("dense", marks=pytest.mark.slow)],
+    ["residual", pytest.param("dense", marks=SLOW)],
 )
 def test_mnist_with_a_deep_network(model, tmp_path, mnist):
     small = ["--blocks", "1", "--growth", "2", "--block-sizes", "2", "1"]
@@ -322,7 +324,7 @@ def test_copy_batch():
     assert (y[:, :17] == copy_memory.BLANK).all()
 
 
-@pytest.mark.parametrize("model", ["dilated", "lstm"])
+@pytest.mark.parametrize("model", ["dilated", pytest.param("lstm", marks=SLOW)])
 def test_copy_leaves_its_results(model, tmp_path):
     argv = [*COPY, *SMALL, "--model", model, "--epochs", "1"]
     copy_memory.main([*argv, "--out", str(tmp_path)])
@@ -339,6 +341,7 @@ def test_copy_leaves_its_results(model, tmp_path):
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
+@SLOW
 def test_copy_learns(tmp_path):
     argv = ["--time-steps", "5", "--hidden", "32", "--dilations", "1", "15"]
     argv += ["--sequences", "3200", "--batch-size", "32", "--epochs", "3"]
@@ -394,7 +397,9 @@ def test_draw_curves(tmp_path, capsys):
         assert code == 2 and all(word in error for word in words)
 
 
-@pytest.mark.parametrize("model", ["residual", "plain"])
+@pytest.mark.parametrize(
+    "model", ["residual", pytest.param("plain", marks=SLOW)]
+)
 def test_draw_gradients(model, tmp_path, capsys):
     path = tmp_path / "new" / "gradients.png"
     argv = ["--layers", "3", "--units", "4", "--time-steps", "8", "--steps"]

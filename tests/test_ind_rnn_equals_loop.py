@@ -63,7 +63,7 @@ def test_equals_the_loop(case):
 COMPILED = [
     (drawn(i, activation=activation), mode)
     for i, (activation, mode) in enumerate(
-        every_pair(AXES["activation"], TIMES)
+        every_pair(["relu", "tanh", softsign], TIMES)
     )
 ]
 

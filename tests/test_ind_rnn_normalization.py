@@ -328,9 +328,10 @@ def needed(function, *arguments):
     return found.values()
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network, dropout, training",
+    every_pair(NETWORKS, [0.0, 0.3], [False, True]),
+)
 def test_nothing_normalizes_whole_sequences(network, dropout, training):
     """The kernels hold it; and the bias is left to the recurrence."""
     ours, of_keras = pair_of_networks(network, dropout=dropout)

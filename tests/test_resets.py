@@ -18,7 +18,7 @@ from reset_rnn import Bidirectional, ResetRNN
 
 B, F, N = 3, 2, 4
 CELLS = {IndRNN: IndRNNCell, IndyLSTM: IndyLSTMCell, IndyGRU: IndyGRUCell}
-COUNT = 1000 if LONG else 4
+COUNT = 300 if LONG else 4
 TIMES = (1, 5, 20)
 
 

@@ -235,7 +235,9 @@ def test_export_after_training(export, tmp_path):
     same(y, expected)
 
 
-@pytest.mark.parametrize("kind", ["DilatedRNN", "RNN"])
+@pytest.mark.parametrize(
+    "kind", ["DilatedRNN", pytest.param("RNN", marks=pytest.mark.slow)]
+)
 def test_export_with_xla_for_a_server_that_has_it(kind, tmp_path):
     path = tmp_path / kind
     path.mkdir()
