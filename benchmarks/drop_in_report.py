@@ -79,18 +79,20 @@ def text(values):
     return result
 
 
-def table(study, title, columns, rivals=(0, 1), slack=0.0, score=True, facts=0):
-    """A table of (name, values of a task, run): the two rivals are compared.
+def table(
+    study, title, columns, rivals=((0, 1),), slack=0.0, score=True, facts=0
+):
+    """A table of (name, values of a task, run), and who of two rivals is ahead.
 
     The last columns, so many as `facts`, are no scores.
     """
     print(f"\n{title}\n")
     print("| task |" + "".join(f" {name} |" for name, *_ in columns))
     print("|---|" + "---|" * len(columns))
-    wins, losses = [], []
+    verdicts = {pair: ([], []) for pair in rivals}
     for task in study.tasks:
         cells = [values(task, *run) for _, values, run in columns]
-        if not all(cells[index] for index in rivals):
+        if not all(cells[index] for pair in rivals for index in pair):
             continue
         means = [cell and statistics.mean(cell) for cell in cells]
         shown = [text(cell) if cell else "–" for cell in cells]
@@ -103,16 +105,17 @@ def table(study, title, columns, rivals=(0, 1), slack=0.0, score=True, facts=0):
                 for cell, mean in zip(shown, means, strict=True)
             ]
         print(f"| {task} |" + "".join(f" {cell} |" for cell in shown))
-        won = is_better(task, *(means[index] for index in rivals), slack)
-        (wins if won else losses).append(task)
-    a, b = (columns[index][0] for index in rivals)
-    if score and wins + losses:
-        within = f", within {slack:.0%}," if slack else ""
-        print(
-            f"\n{a} is at least as good as {b}{within} on {len(wins)} of "
-            f"{len(wins + losses)}"
-            + (f"; not on {', '.join(losses)}." if losses else ".")
-        )
+        for (a, b), (wins, losses) in verdicts.items():
+            won = is_better(task, means[a], means[b], slack)
+            (wins if won else losses).append(task)
+    for (a, b), (wins, losses) in verdicts.items():
+        if score and wins + losses:
+            within = f", within {slack:.0%}," if slack else ""
+            print(
+                f"\n{columns[a][0]} is at least as good as {columns[b][0]}"
+                f"{within} on {len(wins)} of {len(wins + losses)}"
+                + (f"; not on {', '.join(losses)}." if losses else ".")
+            )
 
 
 def tables(study):
@@ -232,6 +235,7 @@ def tables_of_gates(study):
             ("GRU", one, ("GRU", 1)),
             ("IndRNN", one, ("IndRNN", 1)),
         ],
+        rivals=((0, 1), (2, 3)),
     )
     table(
         study,
@@ -245,6 +249,7 @@ def tables_of_gates(study):
             ("weights of IndyLSTM", weights, ("IndyLSTM", 2)),
             ("weights of LSTM", weights, ("LSTM", 1)),
         ],
+        rivals=((0, 1), (2, 3)),
         facts=2,
     )
     runs = [
@@ -254,7 +259,7 @@ def tables_of_gates(study):
     ]
     runs += [("LSTM", 1), ("GRU", 1)]
     names = [f"{model}, {layers}" for model, layers in runs]
-    rivals = 0, len(runs) - 2  # IndyLSTM and LSTM
+    rivals = ((0, len(runs) - 2), (1, len(runs) - 1))
     columns = [(name, last, run) for name, run in zip(names, runs, strict=True)]
     table(study, "After four epochs, by layers", columns, rivals)
     columns = [(name, seconds, run) for name, _, run in columns]
