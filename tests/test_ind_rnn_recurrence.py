@@ -103,7 +103,7 @@ OF_PARALLEL = {
 
 @pytest.mark.parametrize(
     "case, mask",
-    zip(every_pair(*OF_PARALLEL.values()), itertools.cycle(AXES["mask"])),
+    [*zip(every_pair(*OF_PARALLEL.values()), itertools.cycle(AXES["mask"]))],
 )
 def test_parallel_equals_the_loop(case, mask):
     case = {
