@@ -44,7 +44,7 @@ MODULES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module, least", [("ind_rnn_cell", 250), ("dilated_rnn", 280)]
+    "module, least", [("ind_rnn_cell", 250), ("dilated_rnn", 190)]
 )
 def test_copied_file(module, least, tmp_path):
     for path in (
