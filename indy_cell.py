@@ -31,8 +31,9 @@ class GateTimeConstants(keras.initializers.Initializer):
 
     at inputs of zero: a state falls to 1/e of itself in tau steps. A cell with
     such a `bias_initializer` starts all its other biases with zeros. The
-    default of IndyLSTM and IndyGRU, chosen by `benchmarks/drop_in.py`. In arXiv
-    1804.11188, section 2.2, tau is uniform, and input gates close as well.
+    default of IndyLSTM and IndyGRU, chosen by `benchmarks/drop_in.py`. In the
+    chrono initialization, arXiv 1804.11188, tau is uniform, and input gates
+    close as well.
 
     Arguments:
         shortest: The shortest time constant, in steps, a number > 0. Default:
@@ -60,7 +61,7 @@ class GateTimeConstants(keras.initializers.Initializer):
 
     def __call__(self, shape, dtype=None):
         f = self._kept(shape, "float32")
-        # The inverse of the sigmoid; f comes within 1e-7 of 1.
+        # The inverse of the sigmoid. In float32, 1 - f may be 0.
         bias = ops.log(f) - ops.log(ops.maximum(1 - f, 1e-7))
         return ops.cast(bias, dtype or keras.config.floatx())
 
@@ -380,6 +381,7 @@ class IndyGRUCell(_IndyCell, keras.layers.GRUCell):
         recurrent_regularizer, bias_regularizer, kernel_constraint,
         recurrent_constraint, bias_constraint, dropout, recurrent_dropout,
         seed, **kwargs: As in `IndyLSTMCell`.
+            The forget gate is z.
         reset_after: Whether there are biases of h, as in `keras.layers.GRU`.
             Default: True.
 

@@ -62,7 +62,7 @@ def chrono(gates, time_steps):
     """An initializer of biases: gates that keep a state for tau steps.
 
     tau is uniform, and the input gate opens as little as the forget gate closes
-    (arXiv 1804.11188, section 2.2). In a GRU they are one.
+    (arXiv 1804.11188). In a GRU they are one.
     """
     uniform = keras.initializers.RandomUniform(0.0, 1.0)
 
@@ -88,7 +88,7 @@ def options_of_gates(model, time_steps):
     if not names:
         return {}
     gates = 4 if name == "IndyLSTM" else 3
-    of_keras = {
+    result = {
         "kernel_initializer": "glorot_uniform",
         "bias_initializer": "zeros",
     }
@@ -103,6 +103,7 @@ def options_of_gates(model, time_steps):
         others = {"unit_forget_bias": False} if gates == 4 else {}
         return {"bias_initializer": start, **others}
 
+    # All are made, whichever is taken, so that they draw the same seeds.
     starts = {
         "unit_forget_bias": {"unit_forget_bias": True},
         "uniform": uniform(-1.0),
@@ -114,8 +115,8 @@ def options_of_gates(model, time_steps):
         "wide": {"kernel_initializer": "lecun_uniform"},
     }
     for start in names:
-        of_keras |= starts[start]
-    return of_keras
+        result |= starts[start]
+    return result
 
 
 def options(model, time_steps):
