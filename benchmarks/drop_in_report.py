@@ -17,6 +17,7 @@ import statistics
 from drop_in import CANDIDATES, EPOCHS, STARTS_OF_GATES, STUDY, read
 
 ACCURACIES = "rows", "pixels", "permuted", "words"
+CHOSEN = "wide, time constants"  # of STARTS_OF_GATES
 
 
 class Study:
@@ -265,16 +266,10 @@ def tables_of_gates(study):
     columns = [(name, seconds, run) for name, _, run in columns]
     table(study, "Seconds of four epochs", columns, rivals, score=False)
     for model in ("IndyLSTM", "IndyGRU"):
-        starts = [
-            (start, last, (f"{model}, {start}", 1)) for start in STARTS_OF_GATES
-        ]
-        chosen = [start for start in starts if start[0] == CHOSEN]
-        rest = [start for start in starts if start[0] != CHOSEN]
+        starts = sorted(STARTS_OF_GATES, key=lambda start: start != CHOSEN)
+        columns = [(start, last, (f"{model}, {start}", 1)) for start in starts]
         title = f"The start of {model}: one layer, after four epochs"
-        table(study, title, chosen + rest, slack=0.02)
-
-
-CHOSEN = "wide, time constants"
+        table(study, title, columns, slack=0.02)
 
 
 def candidates(layers):
@@ -283,6 +278,8 @@ def candidates(layers):
     return dict.fromkeys(name for name, counts, _ in models if layers in counts)
 
 
+TABLES = {"ind_rnn": tables, "gates": tables_of_gates}
+# What a picture shows: label, model, layers, color.
 NETWORKS = {
     "ind_rnn": (
         ("LSTM", "LSTM", 1, "tab:red"),
@@ -346,7 +343,7 @@ def main(argv=None):
     parser.add_argument("--picture", type=pathlib.Path, metavar="FILE")
     args = parser.parse_args(argv)
     study = Study(read(args.runs))
-    (tables if args.study == "ind_rnn" else tables_of_gates)(study)
+    TABLES[args.study](study)
     if args.picture:
         draw(study, NETWORKS[args.study], args.picture)
 
