@@ -7,6 +7,11 @@ import os
 LONG = "LONG" in os.environ
 
 
+def more(few, others):
+    """These cases; LONG: the others too."""
+    return [*few, *others] if LONG else few
+
+
 def covering(strength, cases):
     """Few of these cases, with every `strength` values that meet in some.
 

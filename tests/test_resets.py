@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cases import LONG, each_value, every_pair
+from cases import LONG, each_value, every_pair, more
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
@@ -275,7 +275,9 @@ def test_stateful_stream_in_chunks(kind):
     )
 
 
-@pytest.mark.parametrize("kind", [IndyLSTM, DilatedRNN])
+@pytest.mark.parametrize(
+    "kind", more([IndyLSTM, DilatedRNN], [IndRNN, IndyGRU])
+)
 def test_model_with_resets_is_saved(kind, tmp_path):
     cells = [IndRNN(N), IndyGRUCell(N)]
     layer = kind(cells) if kind is DilatedRNN else kind(N)

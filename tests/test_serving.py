@@ -16,7 +16,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from tensorflow.core.protobuf import saved_model_pb2
 
-from cases import LONG
+from cases import LONG, more
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN, dilated_rnn
 from ind_rnn import IndRNN
@@ -276,14 +276,16 @@ def converted(path):
     return Interpreter(model_content=content).get_signature_runner()
 
 
-@pytest.mark.parametrize("kind", ["DilatedRNN", "statistics of steps"])
+@pytest.mark.parametrize(
+    "kind", more(["DilatedRNN", "statistics of steps"], ["IndRNN", "stacked"])
+)
 def test_litert(kind, tmp_path):
     served = converted(exported(named(kind), tmp_path / "served"))
     (y,) = served(x=sequences()).values()
     same(y, model(kind)(sequences()))
 
 
-@pytest.mark.parametrize("kind", ["DilatedRNN", "stacked"])
+@pytest.mark.parametrize("kind", more(["DilatedRNN", "stacked"], ["IndRNN"]))
 @fails_on(
     "keras<3.15",
     'has no `format="litert"`, or one with operations of Flex',
@@ -303,7 +305,7 @@ def test_litert_in_one_step(kind, tmp_path):
     same(y, model(kind)(sequences()))
 
 
-@pytest.mark.parametrize("kind", ["IndRNN", "stacked"])
+@pytest.mark.parametrize("kind", more(["IndRNN", "stacked"], ["DilatedRNN"]))
 def test_litert_converter(kind):
     x = keras.Input((T, F), batch_size=B, name="x")
     converter = tf.lite.TFLiteConverter.from_keras_model(
