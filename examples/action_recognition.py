@@ -10,6 +10,7 @@ arXiv 1803.04831 and 1910.06251.
 Axis letters: B sequences, F features, C classes.
 """
 
+import json
 import pathlib
 import sys
 
@@ -265,6 +266,7 @@ def parse(argv):
     experiment.add_start(parser)
     # As in arXiv 1910.06251.
     experiment.add_deep(parser, growth=48, block_sizes=[8, 6, 4])
+    experiment.add_evaluate(parser)
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.dataset].items():
         if getattr(args, name) is None:
@@ -295,13 +297,30 @@ def load(args):
     ]
 
 
+def evaluate(model, joints, labels, args):
+    """The metrics of a trained network, and the matrix of its confusions."""
+    answers = probabilities(model, joints, args).argmax(axis=-1)
+    actions = skeletons.DATASETS[args.dataset].actions
+    part = "test" if args.hold_out is None else "held_out"
+    metrics = {
+        f"{part}_accuracy": float(np.mean(answers == labels)),
+        "sequences": len(labels),
+    }
+    return metrics, confusion(labels, answers, len(actions))
+
+
 def main(argv=None):
     args = parse(argv)
+    if args.evaluate:
+        model, args = experiment.trained(args)
     actions = skeletons.DATASETS[args.dataset].actions
-    (joints, labels), (test_joints, test_labels) = (
+    (joints, labels), test = (
         ([x.joints for x in part], np.array([x.label for x in part]))
         for part in split(load(args), args)
     )
+    if args.evaluate:
+        print(json.dumps(evaluate(model, *test, args)[0]))
+        return
     total = len(joints) * args.passes
     steps = max(1, total // args.batch_size)
     shuffled = experiment.shuffled(total, args.batch_size, args.seed)
@@ -319,21 +338,16 @@ def main(argv=None):
         batch,
         steps,
     )
-    answers = probabilities(model, test_joints, args).argmax(axis=-1)
-    accuracy = float(np.mean(answers == test_labels))
-    part = "test" if args.hold_out is None else "held_out"
+    metrics, confusions = evaluate(model, *test, args)
+    name, accuracy = next(iter(metrics.items()))
     draw_confusion(
-        confusion(test_labels, answers, len(actions)),
+        confusions,
         actions,
-        f"{args.dataset}, {args.model}: {part} accuracy {accuracy:.1%}",
+        f"{args.dataset}, {args.model}: {name.replace('_', ' ')} "
+        f"{accuracy:.1%}",
         pathlib.Path(args.out) / "confusion.png",
     )
-    experiment.finish(
-        args,
-        history,
-        {f"{part}_accuracy": accuracy, "sequences": len(test_labels)},
-        curves=("accuracy",),
-    )
+    experiment.finish(args, history, metrics, curves=("accuracy",))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Every example leaves in its `--out` directory:
 
     arguments.json    what it was started with
     checkpoint.keras  model and optimizer after the last whole epoch
-    best.keras        the model with the best validation, where one is kept
+    best.keras        the model with the best validation, where one is kept,
+                      without optimizer: what --evaluate takes
     history.csv       the metrics and cumulated seconds of every epoch
     curve.png         their picture
     result.json       at the end: arguments, metrics, steps, seconds
@@ -147,6 +148,58 @@ def add_start(parser):
     )
 
 
+def add_evaluate(parser):
+    """Add --evaluate: a trained network, in place of training one."""
+    parser.add_argument(
+        "--evaluate",
+        metavar="FILE",
+        help="test the network of a .keras file, or of a directory that this "
+        "example left, and train none; arguments.json beside it says how it "
+        "was trained (default: none)",
+    )
+
+
+def trained(args):
+    """The network of --evaluate, and the arguments of the run that left it.
+
+    Where data are is up to `args` alone.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
+    model, path = load_network(args.evaluate)
+    try:
+        saved = dict(json.loads(path.with_name("arguments.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"--evaluate {args.evaluate}: {error}") from error
+    kept = {"data": args.data, "evaluate": args.evaluate}
+    return model, argparse.Namespace(**{**vars(args), **saved, **kept})
+
+
+def load_network(path):
+    """The model of a .keras file, or of a directory that an example left.
+
+    Returns:
+        The model, without optimizer, and the path of its file.
+
+    Raises:
+        UserError: If there is none, or it cannot be read.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        files = [path / f"{name}.keras" for name in ("best", "checkpoint")]
+        path = next(filter(pathlib.Path.exists, files), None)
+        if path is None:
+            raise UserError(
+                f"{files[0].parent}: expected a best.keras or a "
+                "checkpoint.keras in it, got neither"
+            )
+    try:
+        return keras.models.load_model(path, compile=False), path
+    except Exception as error:  # what a broken or foreign file may raise
+        raise UserError(f"{path}: {error}") from error
+
+
 def start(args, bound, last=False, **others):
     """The arguments of a network or layer for --start.
 
@@ -208,6 +261,20 @@ def jit_compile(args):
     return args.model not in (*BASELINES, "stacked", "residual", "dense")
 
 
+@keras.saving.register_keras_serializable(package="ind_rnn_examples")
+class AdamW(keras.optimizers.AdamW):
+    """AdamW that decays matrices alone.
+
+    Recurrent weights of IndRNN, biases, and the scales of normalization, all
+    of them vectors, keep their sizes.
+    """
+
+    def build(self, variables):
+        vectors = [v for v in variables if len(v.shape) < 2]
+        self.exclude_from_weight_decay(var_list=vectors)
+        super().build(variables)
+
+
 def cosine(learning_rate, steps, warmup):
     """A schedule: up to `learning_rate` in `warmup` steps, then to 0."""
     return keras.optimizers.schedules.CosineDecay(
@@ -239,6 +306,14 @@ def positive(text):
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value
+
+
+def not_negative(text):
+    """An argparse type: a finite number, zero or above."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
     return value
 
 
@@ -420,7 +495,7 @@ def train(
             # The history first: a resumed run drops what is ahead of its model.
             write_history(out, history)
             if best and history[-1][best] == min(row[best] for row in history):
-                _save(model, out / "best.keras")
+                _save_network(model, out / "best.keras")
             _save(model, out / "checkpoint.keras")
         return model, history
 
@@ -625,6 +700,13 @@ def _write(path, text):
 def _save(model, path):
     with _replacing(path) as temporary:
         model.save(temporary)
+
+
+def _save_network(model, path):
+    """Save a model without its optimizer."""
+    with _replacing(path) as temporary:
+        model.save(temporary)
+        keras.models.load_model(temporary, compile=False).save(temporary)
 
 
 @contextlib.contextmanager

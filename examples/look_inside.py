@@ -14,7 +14,6 @@ forgets at once: what remains of its state is negative, and cut off.)
 """
 
 import argparse
-import pathlib
 import sys
 
 import keras
@@ -27,27 +26,6 @@ from addition_rnn import adding_batch
 from dilated_rnn import DilatedRNN
 from ind_rnn_cell import IndRNNCell
 from sequential_mnist import TIME_STEPS, load_mnist, prepare
-
-
-def load(path):
-    """The model of a file, or of a directory that an example leaves.
-
-    Raises:
-        experiment.UserError: If there is none, or it cannot be read.
-    """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        files = [path / f"{name}.keras" for name in ("best", "checkpoint")]
-        path = next(filter(pathlib.Path.exists, files), None)
-        if path is None:
-            raise experiment.UserError(
-                f"{files[0].parent}: expected a best.keras or a "
-                "checkpoint.keras in it, got neither"
-            )
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:  # what a broken or foreign file may raise
-        raise experiment.UserError(f"{path}: {error}") from error
 
 
 def recurrent_layers(layer, dilation=1):
@@ -265,7 +243,7 @@ def main(argv=None):
         metavar="FILE",
     )
     args = parser.parse_args(argv)
-    model = load(args.model)
+    model, _ = experiment.load_network(args.model)
     layers = recurrent_layers(model)
     if not layers:
         raise experiment.UserError(

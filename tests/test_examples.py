@@ -14,6 +14,7 @@ import draw_dilated_rnn
 import draw_gradients
 import experiment
 import sequential_mnist
+from ind_rnn import IndRNN
 from runs import history, run
 
 SLOW = pytest.mark.slow
@@ -113,7 +114,11 @@ def test_networks_to_choose_from(example, choice, layers):
     argv = small.get(example, ["--layers", "2", "--units", "4"])
     args = example.parse([*argv, *choice])
     steps = () if example is addition_rnn else (10,)
-    first, *_ = found = example.build_model(args, *steps).layers[:-1]
+    first, *_ = found = [
+        layer
+        for layer in example.build_model(args, *steps).layers[:-1]
+        if not isinstance(layer, keras.layers.InputLayer)
+    ]
     found = getattr(first, "cells", found)
     assert [type(layer).__name__ for layer in found] == layers
 
@@ -309,6 +314,72 @@ def test_mnist_defaults_depend_on_the_model():
     assert given.epochs == 2 and dilated.dilations == [2**i for i in range(9)]
     model = sequential_mnist.build_model(dilated, 100)
     assert model.count_params() == 440 + 8 * 820 + 210
+
+
+def test_mnist_of_the_best_epoch(tmp_path, mnist, capsys):
+    out = tmp_path / "out"
+    argv = [*mnist, "--pool", "mean", "--shift", "1", "--epochs", "3"]
+    argv += ["--weight-decay", "0.1", "--learning-rate", "0.3"]
+    sequential_mnist.main([*argv, "--batch-size", "8", "--out", str(out)])
+    metrics = json.loads((out / "result.json").read_text())["metrics"]
+    rows = history(out)
+    best = min(rows, key=lambda row: row["val_loss"])
+    assert metrics["validation_error"] == pytest.approx(
+        1 - best["val_accuracy"]
+    )
+    capsys.readouterr()
+    # A file, or its directory; --permute is known from its arguments.
+    for path in (out, out / "best.keras"):
+        sequential_mnist.main([*mnist[:2], "--evaluate", str(path)])
+        assert json.loads(capsys.readouterr().out) == metrics
+    model = keras.models.load_model(out / "best.keras")
+    assert not getattr(model, "optimizer", None)
+
+
+def test_evaluate_without_a_network(tmp_path, mnist, capsys):
+    keras.Sequential([keras.Input((1,)), keras.layers.ReLU()]).save(
+        tmp_path / "alone.keras"
+    )
+    for name in ("none", "none.keras", "alone.keras"):
+        argv = [*mnist, "--evaluate", str(tmp_path / name)]
+        code, error = run(sequential_mnist, argv, capsys)
+        assert code == 2 and name in error and len(error.splitlines()) == 1
+
+
+def test_shifted_digits():
+    x = np.arange(1, 1 + 200 * 784).reshape(200, 784)
+    y = sequential_mnist.shifted(x, 2, np.random.default_rng(1))
+    moves = set()
+    for before, after in zip(x, y, strict=True):
+        before, after = before.reshape(28, 28), after.reshape(28, 28)
+        row, column = np.argwhere(after == before[14, 14])[0] - 14
+        moves.add((row, column))
+        padded = np.pad(before, 2)
+        corner = 2 - row, 2 - column
+        np.testing.assert_array_equal(
+            after, padded[corner[0] :, corner[1] :][:28, :28]
+        )
+    assert moves == {(i, j) for i in range(-2, 3) for j in range(-2, 3)}
+
+
+def test_decay_is_of_matrices_alone():
+    model = keras.Sequential(
+        [
+            keras.Input((3, 2)),
+            IndRNN(4, return_sequences=True),
+            keras.layers.BatchNormalization(),
+            keras.layers.LSTM(2),
+        ]
+    )
+    optimizer = experiment.AdamW(0.1, weight_decay=0.5)
+    model.compile(optimizer)
+    weights = model.trainable_weights
+    optimizer.build(weights)
+    before = [w.numpy() for w in weights]
+    optimizer.apply([np.zeros(w.shape, "float32") for w in weights], weights)
+    for weight, old in zip(weights, before, strict=True):
+        left = 1 if len(weight.shape) == 1 else 1 - 0.1 * 0.5
+        np.testing.assert_allclose(weight.numpy(), left * old, rtol=1e-6)
 
 
 def test_copy_batch():
