@@ -503,7 +503,7 @@ def test_networks_for_ntu_have_the_published_size(model, count):
     assert sum(np.prod(w.shape) for w in weights) == count
 
 
-def test_msr_leaves_its_results(tmp_path):
+def test_msr_leaves_its_results(tmp_path, capsys):
     path = write_msr(tmp_path / "msr.zip")
     out = tmp_path / "out"
     argv = ["--data", path, "--out", str(out), *SMALL, "--epochs", "1"]
@@ -515,6 +515,9 @@ def test_msr_leaves_its_results(tmp_path):
     assert result["metrics"]["test_accuracy"] in (0, 0.25, 0.5, 0.75, 1)
     for name in ("confusion.png", "curve.png"):
         assert (out / name).stat().st_size > 1000
+    capsys.readouterr()
+    example.main(["--data", path, "--evaluate", str(out)])
+    assert json.loads(capsys.readouterr().out) == result["metrics"]
 
 
 def test_ntu_leaves_its_results(tmp_path):
