@@ -159,10 +159,10 @@ def add_evaluate(parser):
     )
 
 
-def trained(args):
+def trained(args, afterwards=()):
     """The network of --evaluate, and the arguments of the run that left it.
 
-    Where data are is up to `args` alone.
+    Where data are is up to `args` alone, and so is `afterwards`, as in `train`.
 
     Raises:
         UserError: If they cannot be read.
@@ -172,8 +172,9 @@ def trained(args):
         saved = dict(json.loads(path.with_name("arguments.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--evaluate {args.evaluate}: {error}") from error
-    kept = {"data": args.data, "evaluate": args.evaluate}
-    return model, argparse.Namespace(**{**vars(args), **saved, **kept})
+    for name in ("data", "evaluate", *afterwards):
+        saved[name] = getattr(args, name)
+    return model, argparse.Namespace(**{**vars(args), **saved})
 
 
 def load_network(path):

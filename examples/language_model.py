@@ -10,8 +10,8 @@ ptb.valid.txt and ptb.test.txt (see penn_treebank.py). Sources: arXiv
     python examples/language_model.py --level char --data ptb --sample 500
 """
 
+import json
 import math
-import pathlib
 import sys
 import time
 
@@ -456,6 +456,7 @@ def parse(argv):
             metavar="N",
             help=f"{text} (default: {', '.join(defaults)})",
         )
+    experiment.add_evaluate(parser)
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.level].items():
         if getattr(args, name) is None:
@@ -466,9 +467,37 @@ def parse(argv):
     return args
 
 
+def report(args, model, symbols, texts):
+    """The metrics of a trained network; prints what it makes up."""
+    reader = twin(args, len(symbols), 1, source=model)
+    judge = twin(args, len(symbols), VALIDATION_ROWS, source=model)
+    nats = {
+        "validation": evaluate(judge, texts["valid"]),
+        "test": evaluate(reader, texts["test"], 1000),
+    }
+    if args.sample:
+        print(sample(args, reader, symbols, args.sample))
+    if args.dynamic:
+        nats["dynamic"] = dynamic_evaluation(
+            args, reader, texts["test"], texts["train"][:100_000]
+        )
+    metrics = {
+        "parameters": sum(math.prod(w.shape) for w in model.trainable_weights)
+    }
+    for part, value in nats.items():
+        for unit, score in scores(args.level, value).items():
+            metrics[f"{part}_{unit}"] = score
+    return metrics
+
+
 def main(argv=None):
     args = parse(argv)
+    if args.evaluate:
+        model, args = experiment.trained(args, AFTERWARDS)
     symbols, texts = penn_treebank.load_text(args.data, args.level)
+    if args.evaluate:
+        print(json.dumps(report(args, model, symbols, texts)))
+        return
     rows = penn_treebank.in_rows(texts["train"], args.batch_size)
     if rows.shape[1] < 2 or len(texts["valid"]) < 2 * VALIDATION_ROWS:
         raise experiment.UserError(
@@ -502,26 +531,8 @@ def main(argv=None):
         free=[1],  # time
         afterwards=AFTERWARDS,
     )
-    model = keras.models.load_model(pathlib.Path(args.out) / "best.keras")
-    reader = twin(args, len(symbols), 1, source=model)
-    best = min(row["val_loss"] for row in history)
-    metrics = {
-        "parameters": sum(math.prod(w.shape) for w in model.trainable_weights)
-    }
-    for name, nats in (
-        ("validation", best),
-        ("test", evaluate(reader, texts["test"], 1000)),
-    ):
-        for unit, score in scores(args.level, nats).items():
-            metrics[f"{name}_{unit}"] = score
-    if args.sample:
-        print(sample(args, reader, symbols, args.sample))
-    if args.dynamic:
-        nats = dynamic_evaluation(
-            args, reader, texts["test"], texts["train"][:100_000]
-        )
-        for unit, score in scores(args.level, nats).items():
-            metrics[f"dynamic_{unit}"] = score
+    model, _ = experiment.load_network(args.out)
+    metrics = report(args, model, symbols, texts)
     experiment.finish(args, history, metrics, curves=("loss", "val_loss"))
 
 

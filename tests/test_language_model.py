@@ -535,7 +535,8 @@ def test_it_leaves_its_results(
     argv += ["--sample", "7", "--dynamic", "--out", str(out)]
     example.main(argv)
 
-    (_, best), ((reader, text, _), test) = seen["evaluate"]
+    (_, best), (_, again), ((reader, text, _), test) = seen["evaluate"]
+    assert again == pytest.approx(best)
     ((arguments, dynamic),) = seen["dynamic_evaluation"]
     metrics = result(out)["metrics"]
     name, score = {
@@ -559,6 +560,9 @@ def test_it_leaves_its_results(
     ((arguments, text),) = seen["sample"]
     assert len(re.findall(r"\S+|\n" if level == "word" else "(?s).", text)) == 7
     assert text in capsys.readouterr().out
+    example.main([*ptb, "--level", level, "--evaluate", str(out)])
+    del metrics[f"dynamic_{name}"]
+    assert json.loads(capsys.readouterr().out) == pytest.approx(metrics)
 
 
 def test_sample_is_deterministic_and_follows_the_temperature():
@@ -603,7 +607,7 @@ def test_sample_of_words_has_no_spaces_around_line_breaks():
 
 
 def test_the_best_epoch_is_kept(ptb, tmp_path, monkeypatch):
-    losses, seen = iter([2.0, 1.0, 3.0, 1.5]), []
+    losses, seen = iter([2.0, 1.0, 3.0, 1.0, 1.5]), []
 
     def evaluate(model, text, chunk=None):
         seen.append(model.get_weights())
@@ -614,10 +618,11 @@ def test_the_best_epoch_is_kept(ptb, tmp_path, monkeypatch):
     argv += ["--epochs", "3", "--out", str(tmp_path)]
     example.main(argv)
     assert [row["val_loss"] for row in history(tmp_path)] == [2, 1, 3]
-    first, second, third, tested = seen
+    first, second, third, again, tested = seen
     assert any((a != b).any() for a, b in zip(second, third, strict=True))
-    for a, b in zip(second, tested, strict=True):
+    for a, b, c in zip(second, again, tested, strict=True):
         np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
     best = keras.models.load_model(tmp_path / "best.keras")
     for a, b in zip(second, best.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
