@@ -31,6 +31,7 @@ import tensorflow as tf
 
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
+from indy import IndyGRU, IndyLSTM
 
 try:
     import fcntl
@@ -45,11 +46,13 @@ class UserError(Exception):
     """What the user can mend: ends an example with one line and code 2."""
 
 
-# The networks to compare with: any of Keras' own recurrent layers.
+# The networks to compare with: plain layers, Keras' own and elementwise ones.
 BASELINES = {
     "lstm": keras.layers.LSTM,
     "gru": keras.layers.GRU,
     "rnn": keras.layers.SimpleRNN,
+    "indylstm": IndyLSTM,
+    "indygru": IndyGRU,
 }
 
 
@@ -67,7 +70,7 @@ def parser(description, name, models=("indrnn",)):
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    models = (*models, *BASELINES)
+    models = tuple(dict.fromkeys([*models, *BASELINES]))
     option(result, "--model", models[0], "the network", choices=models)
     text = "of weights, data and order, below 2^32"
     option(result, "--seed", 1, text, type=count(0, 2**32 - 1))

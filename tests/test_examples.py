@@ -97,11 +97,13 @@ def test_addition_leaves_its_results(model, tmp_path, capsys):
     [
         (addition_rnn, ["--model", "gru"], ["GRU"] * 2),
         (addition_rnn, ["--model", "rnn"], ["SimpleRNN"] * 2),
+        (addition_rnn, ["--model", "indylstm"], ["IndyLSTM"] * 2),
         (copy_memory, ["--model", "gru"], ["GRU"] * 2),
         (copy_memory, ["--model", "rnn"], ["SimpleRNN"] * 2),
         (sequential_mnist, ["--model", "gru"], ["GRU"] * 2),
         (sequential_mnist, ["--model", "rnn"], ["SimpleRNN"] * 2),
         (sequential_mnist, [*DILATED, "--cell", "gru"], ["GRU"] * 2),
+        (sequential_mnist, [*DILATED, "--cell", "indygru"], ["IndyGRU"] * 2),
         (
             sequential_mnist,
             [*DILATED, "--cell", "rnn"],
