@@ -20,7 +20,6 @@ ptb.valid.txt and ptb.test.txt (see penn_treebank.py).
 import functools
 import itertools
 import math
-import pathlib
 import sys
 
 import keras
@@ -289,7 +288,7 @@ def main(argv=None):
         best="val_bpc",
         free=free_axes(rows),
     )
-    best = keras.models.load_model(pathlib.Path(args.out) / "best.keras")
+    best, _ = experiment.load_network(args.out)
     metrics = {
         "padding": share,
         "validation_bpc": min(row["val_bpc"] for row in history),

@@ -30,14 +30,12 @@ DILATED = {
     "batch_size": 32,
     "learning_rate": 2e-3,
     "dropout": 0.02,
-    "weight_decay": 0.0,
 }
 OTHERS = {
     "epochs": 14,
     "batch_size": 32,
     "learning_rate": 1e-3,
     "dropout": 0.0,
-    "weight_decay": 0.0,
 }
 
 
@@ -224,11 +222,6 @@ def parse(argv):
             experiment.positive,
         ),
         (
-            "weight_decay",
-            "of AdamW, of matrices alone",
-            experiment.not_negative,
-        ),
-        (
             "dropout",
             "rate, between the layers of all but Keras' own networks, with one "
             "mask for all steps; 0.1 in 1910.06251 over hundreds of epochs",
@@ -265,6 +258,13 @@ def parse(argv):
         "digits for training are moved by up to so many pixels, down or up "
         "and sideways, anew in each epoch",
         type=experiment.count(0, 27),
+    )
+    experiment.option(
+        parser,
+        "--weight-decay",
+        0.0,
+        "of AdamW, of matrices alone",
+        type=experiment.not_negative,
     )
     experiment.add_evaluate(parser)
     args = parser.parse_args(argv)

@@ -595,6 +595,8 @@ def test_broken_mnist_is_one_line(content, words, tmp_path, capsys):
         (addition_rnn, ["--model", "cnn"], "model"),
         (sequential_mnist, ["--dropout", "1"], "dropout"),
         (sequential_mnist, ["--pad-noise", "783"], "at least 784, got 783"),
+        (sequential_mnist, ["--weight-decay", "-1"], "negative, got -1"),
+        (sequential_mnist, ["--shift", "28"], "at most 27, got 28"),
         (sequential_mnist, ["--dilations", "0"], "at least 1, got 0"),
         (copy_memory, ["--cell", "elman"], "cell"),
         (copy_memory, ["--time-steps", "0"], "at least 1, got 0"),
