@@ -89,15 +89,17 @@ def test_an_instance_repeats_itself_and_others_differ():
     "options",
     [
         {},
+        # Classes, as an instance draws its seed before any test has set one
         {
-            "kernel_initializer": UnitGain(),
-            "recurrent_initializer": TimeConstants(),
+            "kernel_initializer": UnitGain,
+            "recurrent_initializer": TimeConstants,
         },
     ],
-    ids=["default", "by name"],
+    ids=["default", "made"],
 )
 def test_default_start_of_a_layer(time_steps, options):
     keras.utils.set_random_seed(1)
+    options = {name: make() for name, make in options.items()}
     kernel, u, bias = weights(IndRNN(2000, **options), None, time_steps, 50)
     tau = -1 / np.log(np.abs(u))
     place = np.log(tau / 0.5) / np.log(time_steps / 0.5)
