@@ -221,8 +221,7 @@ class UnitGain(keras.initializers.Initializer):
                 "kernel is not that of an IndRNN, got None"
             )
         u = self.recurrent_initializer((shape[-1],), dtype=dtype)
-        steps = self.time_steps or UNKNOWN_TIME_STEPS
-        scale = ops.maximum(1 - ops.abs(u), 1 / steps) ** self.exponent
+        scale = _without_gain(u, self.time_steps, self.exponent)
         if self.initializer is not None:
             return self.initializer(shape, dtype=dtype) * scale
         limit = math.sqrt(6) / math.prod(shape) ** 0.25
@@ -244,6 +243,12 @@ class UnitGain(keras.initializers.Initializer):
             "time_steps": self.time_steps,
             "exponent": self.exponent,
         }
+
+
+def _without_gain(u, time_steps, exponent):
+    """What takes off the gain of neurons with recurrent weights u (N,)."""
+    steps = time_steps or UNKNOWN_TIME_STEPS
+    return ops.maximum(1 - ops.abs(u), 1 / steps) ** exponent
 
 
 class _OfThread:
@@ -462,6 +467,9 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
+        for weight in (self.kernel, self.recurrent_kernel, self.bias):
+            if weight is not None:  # for `TimeScaledAdam`
+                weight.neurons = self.recurrent_kernel, self.time_steps
 
     def _variable_scope(self):
         """NAME/kernel, ... in graphs of TF1, whichever loop builds the cell."""

@@ -34,6 +34,7 @@ MODULES = {
     "ind_rnn_recurrence",
     "ind_rnn",
     "ind_rnn_normalization",
+    "ind_rnn_optimizer",
     "deep_ind_rnn",
     "dilated_rnn",
     "reset_rnn",

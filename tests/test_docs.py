@@ -15,6 +15,7 @@ import deep_ind_rnn
 import dilated_rnn
 import ind_rnn
 import ind_rnn_cell
+import ind_rnn_optimizer
 import indy
 import indy_cell
 import reset_rnn
@@ -81,6 +82,7 @@ def test_tf1_snippet_runs():
     [
         ind_rnn_cell,
         ind_rnn,
+        ind_rnn_optimizer,
         deep_ind_rnn,
         dilated_rnn,
         reset_rnn,

@@ -15,6 +15,7 @@ import experiment
 from deep_ind_rnn import stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
+from ind_rnn_optimizer import TimeScaledAdam
 from runs import DISTRIBUTED, assert_same_run, run
 
 T, F, N, BOUND = 12, 3, 8, 0.3
@@ -51,10 +52,10 @@ def batch(step):
     return x, x.sum(axis=(1, 2))[:, None] + 5
 
 
-def trained(kind, scope, **options):
+def trained(kind, scope, optimizer=keras.optimizers.SGD, **options):
     with scope:
         model = network(kind, **options)
-        model.compile(keras.optimizers.SGD(0.01), "mse")
+        model.compile(optimizer(0.01), "mse")
     model.fit(experiment.batches(batch, 4), epochs=2, shuffle=False, verbose=0)
     return model
 
@@ -76,6 +77,14 @@ def test_mirrored_fit_equals_one_device(kind, mirrored):
         assert np.abs(a - before).max() > 1e-3
         if b.name == "recurrent_kernel" and len(b.shape) == 1:
             assert np.abs(replicas(b)).max() == np.float32(BOUND)
+
+
+def test_steps_of_each_neuron_with_two_devices(mirrored):
+    one = trained("layer", contextlib.nullcontext(), TimeScaledAdam)
+    two = trained("layer", mirrored.scope(), TimeScaledAdam)
+    for a, b in zip(one.weights, two.weights, strict=True):
+        np.testing.assert_array_equal(*replicas(b))
+        np.testing.assert_allclose(replicas(b)[0], a, rtol=0, atol=1e-5)
 
 
 def test_statistics_are_those_of_each_replica(mirrored):

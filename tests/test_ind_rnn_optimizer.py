@@ -1,0 +1,202 @@
+"""Adam with steps that are shorter for neurons with a longer memory."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deep_ind_rnn import stacked_ind_rnn
+from dilated_rnn import DilatedRNN
+from ind_rnn import IndRNN
+from ind_rnn_cell import IndRNNCell
+from ind_rnn_optimizer import TimeScaledAdam
+from indy import IndyGRU, IndyLSTM
+
+T, F, N, RATE = 40, 3, 6, 0.01
+BOUND = 2 ** (1 / T)  # of a stack
+U = [0.0, -0.5, 0.9, -0.99, 1.0, 1.02]
+
+
+def data():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(8, T, F)).astype("float32")
+    return x, x.sum(axis=(1, 2), keepdims=True)[:, 0] + 5
+
+
+def layer_of_u():
+    return IndRNN(N, recurrent_initializer=Recurrent())
+
+
+def network(optimizer, layer=layer_of_u, steps=T, **compiled):
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((steps, F)), layer(), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    model.compile(optimizer, "mse", **compiled)
+    return model
+
+
+@keras.saving.register_keras_serializable()
+class Recurrent(keras.initializers.Initializer):
+    def __call__(self, shape, dtype=None):
+        return keras.ops.convert_to_tensor(U, dtype)
+
+
+def steps_of(model, count=3):
+    """The weights before, and after each training step."""
+    x, y = data()
+    result = [model.get_weights()]
+    for _ in range(count):
+        model.train_on_batch(x, y)
+        result.append(model.get_weights())
+    return result
+
+
+def adam(gradients, scales):
+    """NumPy's Adam: what it adds to a weight, each time."""
+    m = v = 0
+    for t, (g, scale) in enumerate(zip(gradients, scales, strict=True), 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        rate = RATE * scale * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        yield -rate * m / (np.sqrt(v) + 1e-7)
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [{}, {"jit_compile": True}, {"run_eagerly": True}],
+    ids=["function", "jit", "eager"],
+)
+@pytest.mark.parametrize("steps, known", [(T, T), (None, 1000)])
+def test_equals_numpy(compiled, steps, known):
+    optimizer = TimeScaledAdam(RATE)
+    model = network(optimizer, steps=steps, **compiled)
+    weights = steps_of(model)
+    # In the order of Keras: kernel, u, bias; the Dense layer's two.
+    gradients = [gradients_at(model, before) for before in weights[:-1]]
+    for index, exponent in enumerate([0.875, 1, 0.875, None, None]):
+        # The bias comes after u, which has been updated then.
+        seen = weights[1:] if index == 2 else weights[:-1]
+        scales = [
+            np.maximum(1 - np.abs(w[1]), 1 / known) ** exponent
+            if exponent
+            else 1.0
+            for w in seen
+        ]
+        changes = adam([g[index] for g in gradients], scales)
+        for before, after, change in zip(weights, weights[1:], changes):
+            np.testing.assert_allclose(
+                after[index] - before[index], change, rtol=2e-3, atol=1e-7
+            )
+            assert np.abs(change).min() > 1e-7
+
+
+def gradients_at(model, weights):
+    model.set_weights(weights)
+    x, y = data()
+    with tf.GradientTape() as tape:
+        loss = keras.ops.mean((model(x, training=True) - y) ** 2)
+    variables = [w.value for w in model.trainable_variables]
+    return [np.array(g) for g in tape.gradient(loss, variables)]
+
+
+def ratios(layer):
+    """How far each weight moves in one step, in steps of Adam."""
+    moved = []
+    for optimizer in (TimeScaledAdam(RATE), keras.optimizers.Adam(RATE)):
+        model = network(optimizer, layer)
+        before, after = steps_of(model, 1)
+        moved.append([b - a for a, b in zip(before, after, strict=True)])
+    names = [weight.path for weight in model.weights]
+    return {
+        name: ours / adams
+        for name, ours, adams in zip(names, *moved, strict=True)
+        if np.abs(adams).min() > 1e-6
+    }
+
+
+@pytest.mark.parametrize(
+    "layer, steps",
+    [
+        (layer_of_u, T),
+        (
+            lambda: keras.layers.RNN(
+                IndRNNCell(N, recurrent_initializer=Recurrent())
+            ),
+            1000,
+        ),
+        (lambda: DilatedRNN([layer_of_u()], [4]), T / 4),
+    ],
+    ids=["IndRNN", "RNN(IndRNNCell)", "DilatedRNN"],
+)
+def test_steps_of_each_layer(layer, steps):
+    expected = np.maximum(1 - np.abs(U), 1 / steps)
+    exponents = {"kernel": 0.875, "recurrent_kernel": 1.0, "bias": 0.875}
+    for path, ratio in ratios(layer).items():
+        cell, _, name = path.rpartition("/")
+        # The bias is last, and sees the u that this step has made.
+        tolerance = {"rtol": 0.1 if name == "bias" else 1e-2}
+        scale = expected ** exponents[name] if "cell" in cell else 1.0
+        np.testing.assert_allclose(ratio / scale, 1, **tolerance)
+
+
+def test_other_layers_are_trained_by_adam():
+    for layer in (
+        lambda: keras.layers.LSTM(N),
+        lambda: IndyLSTM(N),
+        lambda: IndyGRU(N),
+        lambda: keras.layers.SimpleRNN(N),
+    ):
+        measured = ratios(layer)
+        assert len(measured) > 2
+        for ratio in measured.values():
+            np.testing.assert_allclose(ratio, 1, rtol=1e-5)
+
+
+def test_recurrent_weights_of_a_stack():
+    """Its kernels are those of layers before the normalization."""
+
+    def stack():
+        return stacked_ind_rnn((T, F), N, 2, recurrent_initializer=Recurrent())
+
+    measured = ratios(stack)
+    recurrent = [path for path in measured if "recurrent" in path]
+    assert len(recurrent) == 2
+    for path, ratio in measured.items():
+        scale = np.maximum(1 - np.minimum(np.abs(U), BOUND), 1 / T)
+        expected = scale if path in recurrent else 1.0
+        np.testing.assert_allclose(ratio / expected, 1, rtol=1e-2)
+
+
+def test_a_loaded_model_goes_on_alike(tmp_path):
+    x, y = data()
+    optimizer = TimeScaledAdam(RATE, global_clipnorm=1.0)
+    model = network(optimizer, lambda: IndRNN(N))
+    model.fit(x, y, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded.optimizer) is TimeScaledAdam
+    assert loaded.optimizer.global_clipnorm == 1.0
+    for one in (model, loaded):
+        one.fit(x, y, epochs=2, verbose=0)
+    for a, b in zip(model.weights, loaded.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_with_accumulated_gradients_and_weight_decay():
+    """What Keras' optimizer can do, this one can."""
+    x, y = data()
+    optimizer = TimeScaledAdam(
+        RATE, weight_decay=0.1, use_ema=True, gradient_accumulation_steps=2
+    )
+    model = network(optimizer)
+    before = model.get_weights()
+    for _ in range(2):
+        model.train_on_batch(x, y)
+    kernel, u = (
+        a - b * (1 - 0.1 * RATE)
+        for a, b in zip(model.get_weights()[:2], before)
+    )
+    scale = np.maximum(1 - np.abs(U), 1 / T)
+    np.testing.assert_allclose(np.abs(u), RATE * scale, rtol=0.5)
+    np.testing.assert_allclose(
+        np.abs(kernel).mean(axis=0), RATE * scale**0.875, rtol=0.5
+    )
