@@ -263,7 +263,7 @@ def parse(argv):
         )
     text = "whose probabilities are averaged"
     experiment.option(parser, "--test-crops", 10, text, type=count)
-    experiment.add_start(parser)
+    experiment.add_start(parser, "uniform")
     # As in arXiv 1910.06251.
     experiment.add_deep(parser, growth=48, block_sizes=[8, 6, 4])
     experiment.add_evaluate(parser)

@@ -139,12 +139,12 @@ def add_deep(parser, growth, block_sizes):
     option(parser, "--block-sizes", block_sizes, text, type=count(1), nargs="+")
 
 
-def add_start(parser):
+def add_start(parser, default):
     """Add --start: what recurrent weights are before training."""
     option(
         parser,
         "--start",
-        "uniform",
+        default,
         "recurrent weights: uniform over [0, bound], as in the papers, or the "
         "default of the library",
         choices=("uniform", "default"),

@@ -208,7 +208,7 @@ def parse(argv):
         ),
     ):
         experiment.option(parser, flag, default, text, type=kind)
-    experiment.add_start(parser)
+    experiment.add_start(parser, "default")
     # As in arXiv 1910.06251.
     experiment.add_deep(parser, growth=16, block_sizes=[8, 6, 4])
     experiment.add_dilated(parser, hidden=20)
