@@ -36,7 +36,7 @@ def test_ci_calls_the_test_command():
 def test_snippets_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    assert len(blocks("python")) == 16
+    assert len(blocks("python")) == 17
     for snippet in blocks("python"):
         exec(snippet, names)
     assert names["model"].count_params() == 18314
