@@ -28,8 +28,9 @@ class TimeScaledAdam(keras.optimizers.Adam):
     Adam. The gain and its measurements: README, "Over thousands of steps".
 
     Arguments:
-        **kwargs: Those of `keras.optimizers.Adam`. Learning rates of 1e-2 to
-            3e-2 are usual for networks of IndRNN without normalization.
+        **kwargs: Those of `keras.optimizers.Adam`. Its learning rate is that
+            of a neuron without memory: 3e-2 was best for the adding problem
+            over 100 to 5000 steps.
 
     Example:
         >>> from ind_rnn import IndRNN
