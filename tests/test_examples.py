@@ -534,7 +534,7 @@ def test_prepare():
 
 
 def test_last_layer_starts_near_one():
-    args = sequential_mnist.parse([])
+    args = sequential_mnist.parse(["--start", "uniform"])
     model = sequential_mnist.build_model(args, 100)
     bound = 2 ** (1 / 784)
     layers = [x for x in model.layers if hasattr(x, "recurrent_max_abs")]
