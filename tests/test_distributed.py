@@ -40,7 +40,7 @@ def test_on_two_devices():
     )
     assert result.returncode == 0, result.stdout[-3000:]
     last = result.stdout.splitlines()[-1]
-    assert last.startswith("5 passed in"), result.stdout
+    assert last.startswith("6 passed in"), result.stdout
 
 
 WORKER = """
