@@ -4,8 +4,6 @@ Each function returns a functional `keras.Model`, and shows its wiring in a few
 lines. Axis letters: B batch, T time, F input features, N units.
 """
 
-import difflib
-import inspect
 import random
 
 import keras
@@ -38,66 +36,79 @@ def stacked_ind_rnn(
     num_layers=6,
     num_outputs=None,
     dropout=0.0,
-    **options,
+    *,
+    activation="relu",
+    recurrent_max_abs="auto",
+    recurrent_initializer=None,
+    long_memory=False,
+    normalization="batch",
+    place="after",
+    max_steps=None,
+    recurrent_regularizer=None,
+    kernel_initializer="he_normal",
+    weight_decay=0.0,
+    return_sequences=False,
+    stateful=False,
+    batch_size=None,
+    reset=False,
+    name=None,
 ):
-    """IndRNN layers, one on another.
+    """A plain stack of IndRNN layers.
 
         x = input
         num_layers times:
             x = dropout(recur(dense(x, units)))
 
-    where `recur` is an IndRNN over projected inputs, and a normalization after
-    or before it. Source: arXiv 1803.04831, section 4 and figure 2a.
+    `recur` is an IndRNN without a kernel of its own, and a normalization.
+    Source: arXiv 1803.04831, section 4 and figure 2a.
 
     Arguments:
-        input_shape: (T, F); T may be None.
-        units: N, of each layer. Default: 128.
+        input_shape: (T, F). T may be None.
+        units: N, the number of neurons in each layer. Default: 128.
         num_layers: Default: 6.
-        num_outputs: Units of a linear layer on top, or None for the N features
-            themselves. Default: None.
-        dropout: Rate after each layer, in [0, 1); one mask for all time
-            steps. Default: 0.0.
-        **options: Those that all three networks share:
-
-            activation: Of the recurrences. Default: "relu".
-            recurrent_max_abs: The bound of |u|, or "auto" for 2^(1/T), 1.0 if
-                T is None, or None for no bound. Default: "auto".
-            recurrent_initializer: Of recurrent weights. Default: None,
-                uniform over [-bound / 3, bound], where no bound counts as 1;
-                without normalization, `TimeConstants` up to T.
-            long_memory: Whether the recurrent weights of the last layer start
-                near 1, uniform over [1 / bound, bound], rather than as all
-                others. Default: False.
-            normalization: "batch", "layer" (of the features of a step), "rms"
-                (the same, without a mean), or None. Default: "batch".
-            place: Of the normalization, "after" or "before" the recurrence.
-                Default: "after".
-            max_steps: With a number, statistics of batch normalization belong
-                to time steps, counted from 0 in every call, up to so many
-                (`TimeStepBatchNormalization`). Default: None, over all steps.
-            batch_normalization: "after", "before" or None: one argument in
-                place of `normalization` and `place`, kept for older code.
-            recurrent_regularizer: Say, a `RecurrentPenalty`, with which
-                `recurrent_max_abs` may be None. Default: None.
-            kernel_initializer: Of dense layers. Default: "he_normal". Without
-                normalization, and with the default recurrent weights,
-                `UnitGain` divides their columns by the gain of the neurons
-                that they feed.
-            weight_decay: w, adds w / 2 times the sum of squares of the dense
-                kernels to the loss; recurrent weights and biases are spared.
-                Default: 0.0.
-            return_sequences: Whether to return all steps. Default: False.
-            stateful: Whether a batch starts from the states in which the one
-                before it ended. Default: False.
-            batch_size: B, which `stateful` must know. Default: None.
-            reset: Whether the model has a second input, "reset" (B, T), true
-                at the first step of a sequence, where all recurrences start
-                anew; see `IndRNN`. Default: False.
-            name: Of the model.
+        num_outputs: Adds a linear layer of so many units on top. Default:
+            None, which returns the N features themselves.
+        dropout: Rate after each layer, in [0, 1). All time steps share one
+            mask. Default: 0.0.
+        activation: Of the recurrences. Default: "relu".
+        recurrent_max_abs: The bound of |u|: a number, None for no bound, or
+            "auto" for 2^(1/T), which is 1.0 if T is None. Default: "auto".
+        recurrent_initializer: How recurrent weights start. Default: None,
+            which is uniform over [-bound / 3, bound] (without a bound, over
+            [-1/3, 1]). Without normalization it is `TimeConstants` up to T.
+        long_memory: Starts the recurrent weights of the last layer near 1,
+            uniform over [1 / bound, bound], so that it remembers the whole
+            sequence. For networks that return the last step only. Default:
+            False.
+        normalization: "batch"; "layer", over the features of each step; "rms",
+            the same without subtracting the mean; or None. Default: "batch".
+        place: "after" puts the normalization after each recurrence, "before"
+            puts it before. Default: "after".
+        max_steps: Keeps separate statistics of batch normalization for each of
+            the first `max_steps` time steps (`TimeStepBatchNormalization`).
+            Default: None, all steps share their statistics.
+        recurrent_regularizer: A penalty on recurrent weights. With
+            `RecurrentPenalty`, `recurrent_max_abs` can be None. Default: None.
+        kernel_initializer: How the dense layers start. Default: "he_normal".
+            Without normalization, and with the default recurrent weights,
+            `UnitGain` divides each column by the gain of the neuron it feeds.
+        weight_decay: Adds `weight_decay / 2` times the sum of squares of the
+            dense kernels to the loss. Recurrent weights and biases are not
+            decayed. Default: 0.0.
+        return_sequences: Whether to return all time steps rather than the
+            last one. Default: False.
+        stateful: Whether each batch continues from the final states of the
+            batch before. Default: False.
+        batch_size: B. Required with `stateful`. Default: None.
+        reset: Adds a second input "reset" (B, T). Where it is true, a new
+            sequence begins, and all recurrences start from zeros; see
+            `IndRNN`. Default: False.
+        name: Name of the model. Default: "stacked_ind_rnn".
 
     Returns:
-        A `keras.Model` from (B, T, F), or that and resets in a list, to
-        (B, num_outputs), or (B, T, num_outputs) with `return_sequences`.
+        A `keras.Model` that maps (B, T, F) to (B, num_outputs), or to
+        (B, T, num_outputs) with `return_sequences`. With `reset` its inputs
+        are a list of (B, T, F) and (B, T).
 
     Raises:
         ValueError, TypeError: If an argument has a wrong type or range.
@@ -108,7 +119,24 @@ def stacked_ind_rnn(
     """
     units = _integer("units", units, minimum=1)
     num_layers = _integer("num_layers", num_layers, minimum=1)
-    net = _network(stacked_ind_rnn, input_shape, options)
+    net = _Network(
+        input_shape,
+        activation=activation,
+        recurrent_max_abs=recurrent_max_abs,
+        recurrent_initializer=recurrent_initializer,
+        long_memory=long_memory,
+        normalization=normalization,
+        place=place,
+        max_steps=max_steps,
+        recurrent_regularizer=recurrent_regularizer,
+        kernel_initializer=kernel_initializer,
+        weight_decay=weight_decay,
+        return_sequences=return_sequences,
+        stateful=stateful,
+        batch_size=batch_size,
+        reset=reset,
+        name=name or "stacked_ind_rnn",
+    )
     x = net.input
     for index in range(num_layers):
         x = net.dense(x, units)
@@ -123,7 +151,22 @@ def residual_ind_rnn(
     num_blocks=5,
     num_outputs=None,
     dropout=0.0,
-    **options,
+    *,
+    activation="relu",
+    recurrent_max_abs="auto",
+    recurrent_initializer=None,
+    long_memory=False,
+    normalization="batch",
+    place="after",
+    max_steps=None,
+    recurrent_regularizer=None,
+    kernel_initializer="he_normal",
+    weight_decay=0.0,
+    return_sequences=False,
+    stateful=False,
+    batch_size=None,
+    reset=False,
+    name=None,
 ):
     """Pre-activation residual blocks of two recurrences each.
 
@@ -135,18 +178,18 @@ def residual_ind_rnn(
             x = x + y
         x = dropout(recur(x))
 
-    so that num_blocks blocks have 2 * num_blocks + 1 recurrences, and nothing
-    stands in the way of x. Source: arXiv 1910.06251, figure 3b.
+    There are 2 * num_blocks + 1 recurrences. The sum x itself passes through
+    no activation. Source: arXiv 1910.06251, figure 3b.
 
     Arguments:
-        input_shape, units, num_outputs: As in `stacked_ind_rnn`.
-        num_blocks: Default: 5.
-        dropout: Rate before each dense layer but the first, in [0, 1).
-            Default: 0.0.
-        **options: As in `stacked_ind_rnn`.
+        num_blocks: Blocks of two recurrences. Default: 5.
+        dropout: Rate before each dense layer but the first, in [0, 1). All
+            time steps share one mask. Default: 0.0.
+        name: Name of the model. Default: "residual_ind_rnn".
+        All others: As in `stacked_ind_rnn`.
 
-    Returns, raises:
-        As `stacked_ind_rnn`.
+    Returns, Raises:
+        As in `stacked_ind_rnn`.
 
     Example:
         >>> residual_ind_rnn((None, 3), return_sequences=True).output_shape
@@ -154,7 +197,24 @@ def residual_ind_rnn(
     """
     units = _integer("units", units, minimum=1)
     num_blocks = _integer("num_blocks", num_blocks, minimum=1)
-    net = _network(residual_ind_rnn, input_shape, options)
+    net = _Network(
+        input_shape,
+        activation=activation,
+        recurrent_max_abs=recurrent_max_abs,
+        recurrent_initializer=recurrent_initializer,
+        long_memory=long_memory,
+        normalization=normalization,
+        place=place,
+        max_steps=max_steps,
+        recurrent_regularizer=recurrent_regularizer,
+        kernel_initializer=kernel_initializer,
+        weight_decay=weight_decay,
+        return_sequences=return_sequences,
+        stateful=stateful,
+        batch_size=batch_size,
+        reset=reset,
+        name=name or "residual_ind_rnn",
+    )
     x = net.dense(net.input, units)
     for _ in range(num_blocks):
         y = x
@@ -176,9 +236,24 @@ def dense_ind_rnn(
     bottleneck_dropout=0.0,
     transition_dropout=0.0,
     last_dropout=None,
-    **options,
+    *,
+    activation="relu",
+    recurrent_max_abs="auto",
+    recurrent_initializer=None,
+    long_memory=False,
+    normalization="batch",
+    place="after",
+    max_steps=None,
+    recurrent_regularizer=None,
+    kernel_initializer="he_normal",
+    weight_decay=0.0,
+    return_sequences=False,
+    stateful=False,
+    batch_size=None,
+    reset=False,
+    name=None,
 ):
-    """Densely connected blocks: each layer sees all before it in its block.
+    """Densely connected blocks: each layer sees all layers before it.
 
         x = input_dropout(recur(dense(input, 6 * growth_rate)))
         for size in block_sizes:
@@ -188,21 +263,23 @@ def dense_ind_rnn(
                 x = concatenate(x, y)
             x = transition_dropout(recur(dense(x, half of the features of x)))
 
-    Growth 16 and blocks of 8, 6 and 4 have features 96 -> 224 -> 112 -> 208 ->
-    104 -> 168 -> 84 and 40 recurrences. Source: arXiv 1910.06251, figure 3c.
+    With the defaults the number of features goes 96 -> 224 -> 112 -> 208 ->
+    104 -> 168 -> 84, through 40 recurrences. Source: arXiv 1910.06251, figure
+    3c.
 
     Arguments:
-        input_shape, num_outputs: As in `stacked_ind_rnn`.
-        growth_rate: Features that a layer adds. Default: 16.
-        block_sizes: Layers of each block. Default: (8, 6, 4).
+        growth_rate: Features that each layer adds. Default: 16.
+        block_sizes: Number of layers in each block. Default: (8, 6, 4).
         input_dropout, dropout, bottleneck_dropout, transition_dropout: Rates
-            at the places shown, in [0, 1). Default: 0.0.
-        last_dropout: That of the last transition, or None for
-            `transition_dropout`. Default: None.
-        **options: As in `stacked_ind_rnn`.
+            at the places shown above, in [0, 1). All time steps share one
+            mask. Default: 0.0.
+        last_dropout: Rate after the last transition. Default: None, which
+            takes `transition_dropout`.
+        name: Name of the model. Default: "dense_ind_rnn".
+        All others: As in `stacked_ind_rnn`.
 
-    Returns, raises:
-        As `stacked_ind_rnn`.
+    Returns, Raises:
+        As in `stacked_ind_rnn`.
 
     Example:
         >>> dense_ind_rnn((784, 1)).output_shape
@@ -223,7 +300,24 @@ def dense_ind_rnn(
     )
     if last_dropout is None:
         last_dropout = transition_dropout
-    net = _network(dense_ind_rnn, input_shape, options)
+    net = _Network(
+        input_shape,
+        activation=activation,
+        recurrent_max_abs=recurrent_max_abs,
+        recurrent_initializer=recurrent_initializer,
+        long_memory=long_memory,
+        normalization=normalization,
+        place=place,
+        max_steps=max_steps,
+        recurrent_regularizer=recurrent_regularizer,
+        kernel_initializer=kernel_initializer,
+        weight_decay=weight_decay,
+        return_sequences=return_sequences,
+        stateful=stateful,
+        batch_size=batch_size,
+        reset=reset,
+        name=name or "dense_ind_rnn",
+    )
     x = net.recur(net.dense(net.input, 6 * growth_rate))
     x = net.dropout(x, "input_dropout", input_dropout)
     for index, size in enumerate(sizes):
@@ -242,64 +336,28 @@ def dense_ind_rnn(
     return net.model(x, num_outputs)
 
 
-def _network(function, input_shape, options):
-    """A `_Network` with the options of one of the functions above."""
-    shared = [*inspect.signature(_Network).parameters][2:]
-    own = [*inspect.signature(function).parameters, "batch_normalization"]
-    for name in options:
-        if name not in (*shared, "batch_normalization"):
-            near = difflib.get_close_matches(name, own + shared, 1)
-            hint = f", did you mean `{near[0]}`?" if near else ""
-            raise TypeError(
-                f"`{name}` is no argument of {function.__name__}{hint}"
-            )
-    if "batch_normalization" in options:
-        options = {**options, **_of_batch_normalization(options)}
-        del options["batch_normalization"]
-    return _Network(input_shape, function.__name__, **options)
-
-
-def _of_batch_normalization(options):
-    """What the old argument means in the words of the new ones."""
-    place = options["batch_normalization"]
-    if place not in ("after", "before", None):
-        raise ValueError(
-            '`batch_normalization` must be "after", "before" or None, got '
-            f"{place!r}"
-        )
-    for name in ("normalization", "place"):
-        if name in options:
-            raise ValueError(
-                f"`batch_normalization` stands in place of `{name}`: give one "
-                f"of them, got {place!r} and {options[name]!r}"
-            )
-    if place is None:
-        return {"normalization": None}
-    return {"normalization": "batch", "place": place}
-
-
 class _Network:
     """The parts that the networks are wired of, and what they share."""
 
     def __init__(
         self,
         input_shape,
-        default_name,
-        activation="relu",
-        recurrent_max_abs="auto",
-        recurrent_initializer=None,
-        long_memory=False,
-        normalization="batch",
-        place="after",
-        max_steps=None,
-        recurrent_regularizer=None,
-        kernel_initializer="he_normal",
-        weight_decay=0.0,
-        return_sequences=False,
-        stateful=False,
-        batch_size=None,
-        reset=False,
-        name=None,
+        *,
+        activation,
+        recurrent_max_abs,
+        recurrent_initializer,
+        long_memory,
+        normalization,
+        place,
+        max_steps,
+        recurrent_regularizer,
+        kernel_initializer,
+        weight_decay,
+        return_sequences,
+        stateful,
+        batch_size,
+        reset,
+        name,
     ):
         _check_bools(
             long_memory=long_memory,
@@ -344,7 +402,7 @@ class _Network:
             kernel_initializer=kernel_initializer,
             recurrent_initializer=recurrent_initializer,
         )
-        self.name = name or default_name
+        self.name = name
         self.activation = activation
         self.recurrent_max_abs = recurrent_max_abs
         self.recurrent_initializer = recurrent_initializer

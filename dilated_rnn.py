@@ -1,3 +1,5 @@
+# dilated_rnn.py, of indrnn 1.0.0: recurrent layers for Keras 3.
+# SPDX-License-Identifier: Apache-2.0
 """DilatedRNN: recurrent connections that skip steps, for any Keras cell.
 
 This file stands alone: copy it into a project, or install and import it. Axis
@@ -145,7 +147,7 @@ class DilatedRNN(keras.layers.Layer):
     @property
     def cells(self):
         return [
-            layer.cell if isinstance(layer, _RNN) else layer
+            layer.cell if isinstance(layer, _FastSimpleRNN) else layer
             for layer in self.layers
         ]
 
@@ -176,7 +178,7 @@ class DilatedRNN(keras.layers.Layer):
             states = keras.tree.flatten(layer.get_initial_state(1))
             shapes = [tuple(state.shape) for state in states]
             if any(len(shape) != 2 for shape in shapes):
-                raise _no_vectors(
+                raise _not_vectors_error(
                     f"cells[{index}]", self.cells[index], f"states {shapes}"
                 )
             features = _units(layer)
@@ -216,8 +218,8 @@ class DilatedRNN(keras.layers.Layer):
         if mask is None:
             # Keras looks there only where sequences are the only tensors.
             mask = getattr(sequences, "_keras_mask", None)
-        mask = _of_time("mask", mask, sequences)
-        reset = _of_time("reset", reset, sequences)
+        mask = _check_per_step("mask", mask, sequences)
+        reset = _check_per_step("reset", reset, sequences)
         sequences = ops.cast(sequences, self.compute_dtype)  # integers too
         # Time first: so laid out, a sequence falls into phases, and phases
         # into a sequence, without any work.
@@ -229,7 +231,7 @@ class DilatedRNN(keras.layers.Layer):
             and initial_state is None
             and mask is None
             and reset is None
-            and self._nests(length)
+            and self._dilations_nest(length)
         ):
             return self._last_outputs(x, training)
 
@@ -282,7 +284,7 @@ class DilatedRNN(keras.layers.Layer):
             if self.zero_output_for_mask:
                 y = ops.where(mask[:, :, None], y, ops.zeros_like(y))
         if reset is not None:
-            state = [_since(first, value, lengths) for value in state]
+            state = [_zero_before(first, value, lengths) for value in state]
         state = [ops.cast(value, self.compute_dtype) for value in state]
         if self.stateful:
             for variable, value in zip(self.states, state, strict=True):
@@ -310,7 +312,7 @@ class DilatedRNN(keras.layers.Layer):
         length, batch, _ = ops.shape(x)
         state, last_state = iter(state), []
         for layer, dilation in zip(self.layers, self.dilations, strict=True):
-            phases = _least(length, dilation)
+            phases = _minimum(length, dilation)
             steps = -(-length // phases)
             # Filled up to whole rounds: what is filled in comes after all
             # else, and a mask keeps it out of the states.
@@ -350,7 +352,7 @@ class DilatedRNN(keras.layers.Layer):
                     last_state.append(_pick(new, order))
         return _resize(x, length), last_state
 
-    def _nests(self, length):
+    def _dilations_nest(self, length):
         """Whether T is a multiple of the first dilation, and so on upwards."""
         first, *others = self.dilations
         return (
@@ -450,7 +452,7 @@ class DilatedRNN(keras.layers.Layer):
         return {
             **super().get_config(),
             "cells": [
-                _not_built(keras.saving.serialize_keras_object(cell))
+                _without_build_config(keras.saving.serialize_keras_object(cell))
                 for cell in self.cells
             ],
             "dilations": list(self.dilations),
@@ -464,7 +466,7 @@ class DilatedRNN(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         cells = [
-            keras.saving.deserialize_keras_object(_not_built(cell))
+            keras.saving.deserialize_keras_object(_without_build_config(cell))
             for cell in config["cells"]
         ]
         return cls(**{**config, "cells": cells})
@@ -587,7 +589,7 @@ def mean_recurrent_length(dilations):
     return sum(hops[1:]) / max(dilations) + len(dilations) - 1
 
 
-class _RNN(keras.layers.RNN):
+class _FastSimpleRNN(keras.layers.RNN):
     """`keras.layers.RNN`, with a faster way for SimpleRNNCell.
 
     All inputs are projected in one matrix product, and the backward pass of
@@ -761,7 +763,7 @@ def _as_layer(name, cell):
             f"a recurrent layer, got {cell!r}"
         )
     _check_states(name, cell)
-    return _RNN(
+    return _FastSimpleRNN(
         cell,
         return_sequences=True,
         return_state=True,
@@ -777,7 +779,7 @@ def _copy(layer):
     return type(layer).from_config(config)
 
 
-def _not_built(config):
+def _without_build_config(config):
     """That of a cell, which DilatedRNN builds itself."""
     return {name: config[name] for name in config if name != "build_config"}
 
@@ -786,10 +788,12 @@ def _check_states(name, cell):
     # Convolutions have a state size of -1.
     sizes = keras.tree.flatten(cell.state_size)
     if not all(isinstance(n, numbers.Integral) and n > 0 for n in sizes):
-        raise _no_vectors(name, cell, f"`state_size` {cell.state_size!r}")
+        raise _not_vectors_error(
+            name, cell, f"`state_size` {cell.state_size!r}"
+        )
 
 
-def _no_vectors(name, cell, what):
+def _not_vectors_error(name, cell, what):
     return TypeError(
         f"`{name}` must have states that are vectors, (batch, units), got "
         f"{cell!r} with {what}"
@@ -832,7 +836,7 @@ def _reset_rnn(layer):
     )
 
 
-def _since(first, state, lengths):
+def _zero_before(first, state, lengths):
     """States (B, d, N) of the last d steps, zeros of those before the first."""
     dilation = state.shape[1]
     steps = lengths[:, None] - dilation + ops.arange(dilation)
@@ -885,7 +889,7 @@ def _pick(x, index):
     return ops.where(index[:, :, None] >= 0, y, ops.zeros_like(y))
 
 
-def _of_time(name, values, sequences):
+def _check_per_step(name, values, sequences):
     """A mask or resets as bools (B, T), or None. As in reset_rnn.py."""
     if isinstance(values, (list, tuple)):
         # One mask for each input, as Keras has it, or numbers in lists.
@@ -898,7 +902,7 @@ def _of_time(name, values, sequences):
     expected = tuple(sequences.shape[:2])
     if len(values.shape) == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
-    if not _fits(values.shape, expected):
+    if not _shapes_match(values.shape, expected):
         raise ValueError(
             f"`{name}` must have shape (batch, time), here {expected}, got "
             f"{tuple(values.shape)}"
@@ -907,7 +911,7 @@ def _of_time(name, values, sequences):
     return ops.cast(ops.reshape(values, ops.shape(sequences)[:2]), "bool")
 
 
-def _fits(shape, expected):
+def _shapes_match(shape, expected):
     """Whether a shape may be the expected one, as far as both are known."""
     return len(shape) == len(expected) and all(
         None in pair or pair[0] == pair[1]
@@ -915,7 +919,7 @@ def _fits(shape, expected):
     )
 
 
-def _least(a, b):
+def _minimum(a, b):
     return min(a, b) if isinstance(a, int) else ops.minimum(a, b)
 
 

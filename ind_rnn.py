@@ -15,14 +15,14 @@ from ind_rnn_cell import (
 )
 from ind_rnn_recurrence import (
     IndRNNStep,
-    _told,
+    _attached,
     fused_activations,
     recurrence,
 )
 from reset_rnn import ResetRNN, _mask_of, _zeros_where
 
 
-def _of_cell(name):
+def _cell_property(name):
     return property(lambda layer: getattr(layer.cell, name))
 
 
@@ -42,21 +42,21 @@ class ElementwiseRNN(ResetRNN):
     A subclass says what one step is.
     """
 
-    units = _of_cell("units")
-    activation = _of_cell("activation")
-    use_bias = _of_cell("use_bias")
-    kernel_initializer = _of_cell("kernel_initializer")
-    recurrent_initializer = _of_cell("recurrent_initializer")
-    bias_initializer = _of_cell("bias_initializer")
-    kernel_regularizer = _of_cell("kernel_regularizer")
-    recurrent_regularizer = _of_cell("recurrent_regularizer")
-    bias_regularizer = _of_cell("bias_regularizer")
-    kernel_constraint = _of_cell("kernel_constraint")
-    recurrent_constraint = _of_cell("recurrent_constraint")
-    bias_constraint = _of_cell("bias_constraint")
-    dropout = _of_cell("dropout")
-    recurrent_dropout = _of_cell("recurrent_dropout")
-    seed = _of_cell("seed")
+    units = _cell_property("units")
+    activation = _cell_property("activation")
+    use_bias = _cell_property("use_bias")
+    kernel_initializer = _cell_property("kernel_initializer")
+    recurrent_initializer = _cell_property("recurrent_initializer")
+    bias_initializer = _cell_property("bias_initializer")
+    kernel_regularizer = _cell_property("kernel_regularizer")
+    recurrent_regularizer = _cell_property("recurrent_regularizer")
+    bias_regularizer = _cell_property("bias_regularizer")
+    kernel_constraint = _cell_property("kernel_constraint")
+    recurrent_constraint = _cell_property("recurrent_constraint")
+    bias_constraint = _cell_property("bias_constraint")
+    dropout = _cell_property("dropout")
+    recurrent_dropout = _cell_property("recurrent_dropout")
+    seed = _cell_property("seed")
 
     def __init__(self, cell, activity_regularizer=None, **options):
         _check_bools(**{name: options[name] for name in LAYER_OPTIONS})
@@ -139,7 +139,7 @@ class ElementwiseRNN(ResetRNN):
         if training and cell.recurrent_dropout > 0:
             h = initial_state[0]
             dropout = ops.stop_gradient(cell.get_recurrent_dropout_mask(h))
-        mask, reset = self.taken_apart(mask)
+        mask, reset = self.split_mask_and_reset(mask)
         if self.go_backwards:
             mask, reset = (
                 None if x is None else ops.flip(x, axis=1)
@@ -174,7 +174,7 @@ class ElementwiseRNN(ResetRNN):
 
     def _one_step(self, sequences, states, mask, training):
         """`inner_loop` without a loop."""
-        mask, reset = self.taken_apart(mask)
+        mask, reset = self.split_mask_and_reset(mask)
         if reset is not None:
             states = _zeros_where(reset, states)
         before = states
@@ -379,9 +379,9 @@ class IndRNN(ElementwiseRNN):
         self.implementation = implementation
         self.with_moments = with_moments
 
-    use_kernel = _of_cell("use_kernel")
-    recurrent_min_abs = _of_cell("recurrent_min_abs")
-    recurrent_max_abs = _of_cell("recurrent_max_abs")
+    use_kernel = _cell_property("use_kernel")
+    recurrent_min_abs = _cell_property("recurrent_min_abs")
+    recurrent_max_abs = _cell_property("recurrent_max_abs")
 
     def fused_step(self):
         activations = fused_activations(self.cell, self.activation)
@@ -390,8 +390,8 @@ class IndRNN(ElementwiseRNN):
     def recur(self, sequences, states, training, **options):
         projected = self.cell.project(sequences)
         u, b = self.cell.elementwise_weights()
-        if told := self._told_sum(sequences):
-            projected, b = told[0], told[1:]
+        if attached := self._attached_sum(sequences):
+            projected, b = attached[0], attached[1:]
         return recurrence(
             projected,
             (u, b),
@@ -403,15 +403,15 @@ class IndRNN(ElementwiseRNN):
 
     def step_of_cell(self, sequences, states, training):
         x = sequences[:, 0]
-        if told := self._told_sum(sequences):
-            x = told[0][:, 0] + told[1]
+        if attached := self._attached_sum(sequences):
+            x = attached[0][:, 0] + attached[1]
         return self.cell(x, states, training=training)
 
-    def _told_sum(self, sequences):
+    def _attached_sum(self, sequences):
         """A layer before this one may have left its bias to the loop."""
         if self.cell.use_kernel or self.cell.use_bias:
             return None
-        return _told(sequences, "sum")
+        return _attached(sequences, "sum")
 
     def get_config(self):
         return {

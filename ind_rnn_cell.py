@@ -1,3 +1,5 @@
+# ind_rnn_cell.py, of indrnn 1.0.0: recurrent layers for Keras 3.
+# SPDX-License-Identifier: Apache-2.0
 """IndRNNCell: one step of the Independently Recurrent Neural Network.
 
 This file stands alone: copy it into a project, or install and import it.
@@ -20,263 +22,25 @@ else:
 
 __version__ = "1.0.0"
 
-# What initial weights count with where the number of time steps is not known.
+# The initial weights assume so many time steps where T is unknown.
 UNKNOWN_TIME_STEPS = 1000
 
 
-@keras.saving.register_keras_serializable(package="ind_rnn")
-class RecurrentBound(keras.constraints.Constraint):
-    """Keeps every weight's magnitude within bounds, and its sign.
+class _ThreadLocal:
+    """An attribute with a separate value in each thread; None at first.
 
-    Weights inside are left as they are; zero counts as positive. IndRNNCell
-    makes one of these from `recurrent_min_abs` and `recurrent_max_abs`.
-
-    Arguments:
-        recurrent_min_abs: The smallest magnitude, a number >= 0. Default: 0.0.
-        recurrent_max_abs: The largest magnitude, a number >= the smallest, or
-            None for no bound. 0.0 is a bound like any other. Default: None.
-
-    Raises:
-        ValueError, TypeError: If a bound is no number, negative, not finite,
-            or the smallest is larger than the largest.
-    """
-
-    def __init__(self, recurrent_min_abs=0.0, recurrent_max_abs=None):
-        self.recurrent_min_abs = _number("recurrent_min_abs", recurrent_min_abs)
-        self.recurrent_max_abs = None
-        if recurrent_max_abs is not None:
-            self.recurrent_max_abs = _number(
-                "recurrent_max_abs", recurrent_max_abs
-            )
-            if self.recurrent_min_abs > self.recurrent_max_abs:
-                raise ValueError(
-                    "`recurrent_min_abs` must be at most `recurrent_max_abs`, "
-                    f"got {recurrent_min_abs} and {recurrent_max_abs}"
-                )
-
-    def __call__(self, w):
-        w = ops.convert_to_tensor(w)
-        if self.recurrent_max_abs is not None:
-            # Not `ops.clip`, of which old XLA (TensorFlow 2.20) makes NaN a
-            # number.
-            bound = self.recurrent_max_abs
-            w = ops.where(ops.abs(w) > bound, bound * ops.sign(w), w)
-        if self.recurrent_min_abs > 0:
-            sign = ops.where(w < 0, -ops.ones_like(w), ops.ones_like(w))
-            w = sign * ops.maximum(ops.abs(w), self.recurrent_min_abs)
-        return w
-
-    def in_use(self, w):
-        """`self(w)` with the gradient of `w` itself.
-
-        The gradient of clipping alone is zero outside the bound: a weight
-        that starts there could never return.
-        """
-        w = ops.convert_to_tensor(w)
-        if self.recurrent_min_abs == 0 and self.recurrent_max_abs is None:
-            return w
-        # w - w carries the gradient; as a value it is exactly zero.
-        return ops.stop_gradient(self(w)) + (w - ops.stop_gradient(w))
-
-    def get_config(self):
-        return {
-            "recurrent_min_abs": self.recurrent_min_abs,
-            "recurrent_max_abs": self.recurrent_max_abs,
-        }
-
-
-@keras.saving.register_keras_serializable(package="ind_rnn")
-class TimeConstants(keras.initializers.Initializer):
-    """Recurrent weights that remember for different numbers of time steps.
-
-        |u| = exp(-1 / tau),    tau log-uniform over [shortest, longest]
-
-    so that as many neurons remember for 1 to 10 steps as for 10 to 100. Without
-    input, a state falls to 1/e of itself in tau steps. The default of
-    `IndRNNCell` and `IndRNN`, chosen by `benchmarks/drop_in.py`.
-
-    Arguments:
-        shortest: The shortest time constant, in steps, a number > 0. Default:
-            0.5.
-        longest: The longest one, a number >= `shortest`. Default: None, the
-            number of time steps if an IndRNN knows it, or 1000.
-        negative: The fraction of weights that are negative, in [0, 1): their
-            neurons answer to changes. Default: 0.25.
-        seed: An integer, or None for another one in each instance. An instance
-            draws the same values each time. Default: None.
-
-    Raises:
-        ValueError, TypeError: If an argument has a wrong type or range.
-
-    Example:
-        >>> u = TimeConstants(longest=784)((128,))
-        >>> bool(abs(u).numpy().max() < 1)
-        True
-    """
-
-    def __init__(self, shortest=0.5, longest=None, negative=0.25, seed=None):
-        self.shortest = _number("shortest", shortest)
-        if self.shortest == 0:
-            raise ValueError(f"`shortest` must be above 0, got {shortest}")
-        self.longest = None if longest is None else _number("longest", longest)
-        if longest is not None and self.longest < self.shortest:
-            raise ValueError(
-                "`longest` must be at least `shortest`, got "
-                f"{longest} and {shortest}"
-            )
-        self.negative = _number("negative", negative, below=1)
-        self.seed = None if seed is None else _integer("seed", seed)
-        self._uniform = keras.initializers.RandomUniform(0.0, 1.0, self.seed)
-
-    def __call__(self, shape, dtype=None):
-        r = self._uniform(shape, "float32")
-        negative = r < self.negative
-        # What is left of r, once it has chosen the sign, is uniform again.
-        r = ops.where(
-            negative,
-            r / (self.negative or 1.0),
-            (r - self.negative) / (1 - self.negative),
-        )
-        longest = self.longest or max(UNKNOWN_TIME_STEPS, self.shortest)
-        tau = self.shortest * (longest / self.shortest) ** r
-        u = ops.exp(-1 / tau)
-        u = ops.where(negative, -u, u)
-        return ops.cast(u, dtype or keras.config.floatx())
-
-    def with_defaults(self, time_steps):
-        """The same, up to so many steps if `longest` is None."""
-        result = copy.copy(self)
-        if self.longest is None and time_steps:
-            result.longest = max(float(time_steps), self.shortest)
-        return result
-
-    def get_config(self):
-        return {
-            "shortest": self.shortest,
-            "longest": self.longest,
-            "negative": self.negative,
-            "seed": self.seed,
-        }
-
-
-@keras.saving.register_keras_serializable(package="ind_rnn")
-class UnitGain(keras.initializers.Initializer):
-    """A kernel for neurons that remember, so that a stack does not explode.
-
-        kernel = initializer * max(1 - |u|, 1 / time_steps) ** exponent
-
-    A neuron with recurrent weight u adds up its inputs. It multiplies a
-    constant input by 1 + u + u^2 + ... = 1 / (1 - u), and a stack multiplies
-    these gains. So each column of the kernel is divided by the gain of its
-    neuron, or most of it. The default of `IndRNNCell` and `IndRNN`, chosen by
-    `benchmarks/drop_in.py`.
-
-    Arguments:
-        initializer: Of the kernel (F, N) of neurons without memory: an
-            initializer, its Keras name or config. Default: None, uniform of
-            variance 2 / sqrt(F * N): "he_uniform", for ReLU, with the
-            geometric mean of F and N for F.
-        recurrent_initializer: That of the recurrent weights u, which has to
-            draw the same values each time; or None in an IndRNN, which passes
-            its own. Default: None.
-        time_steps: Over how many steps the gain counts. Default: None, those
-            of the sequences if an IndRNN knows them, or 1000.
-        exponent: A number >= 0: 1.0 takes off the gain of a constant input,
-            0.5 that of white noise, and what one meets lies between. Default:
-            0.875.
-
-    Raises:
-        ValueError, TypeError: If an argument has a wrong type or range.
-
-    Example:
-        >>> layer = IndRNNCell(128, kernel_initializer=UnitGain("orthogonal"))
-    """
-
-    def __init__(
-        self,
-        initializer=None,
-        recurrent_initializer=None,
-        time_steps=None,
-        exponent=0.875,
-    ):
-        _check_known(
-            keras.initializers.get,
-            initializer=initializer,
-            recurrent_initializer=recurrent_initializer,
-        )
-        self.initializer = keras.initializers.get(initializer)
-        self._uniform = keras.initializers.RandomUniform(-1.0, 1.0)
-        self.recurrent_initializer = keras.initializers.get(
-            recurrent_initializer
-        )
-        self.time_steps = None
-        if time_steps is not None:
-            self.time_steps = _integer("time_steps", time_steps, minimum=1)
-        self.exponent = _number("exponent", exponent)
-
-    def __call__(self, shape, dtype=None):
-        if self.recurrent_initializer is None:
-            raise ValueError(
-                "`recurrent_initializer` of UnitGain must be given where the "
-                "kernel is not that of an IndRNN, got None"
-            )
-        u = self.recurrent_initializer((shape[-1],), dtype=dtype)
-        scale = _without_gain(u, self.time_steps, self.exponent)
-        if self.initializer is not None:
-            return self.initializer(shape, dtype=dtype) * scale
-        limit = math.sqrt(6) / math.prod(shape) ** 0.25
-        return self._uniform(shape, dtype=dtype) * limit * scale
-
-    def with_defaults(self, recurrent_initializer, time_steps):
-        """The same, with these in place of what is None."""
-        result = copy.copy(self)
-        result.time_steps = self.time_steps or time_steps
-        if self.recurrent_initializer is None:
-            result.recurrent_initializer = recurrent_initializer
-        return result
-
-    def get_config(self):
-        serialize = keras.initializers.serialize
-        return {
-            "initializer": serialize(self.initializer),
-            "recurrent_initializer": serialize(self.recurrent_initializer),
-            "time_steps": self.time_steps,
-            "exponent": self.exponent,
-        }
-
-
-def _without_gain(u, time_steps, exponent):
-    """What takes off the gain of neurons with recurrent weights u (N,)."""
-    steps = time_steps or UNKNOWN_TIME_STEPS
-    return ops.maximum(1 - ops.abs(u), 1 / steps) ** exponent
-
-
-class _OfThread:
-    """An attribute that has a value of its own in each thread, at first None.
-
-    Keras keeps the dropout masks of a call in two attributes of the cell: in
-    these, calls from several threads would take each other's.
+    Keras stores the dropout masks of a call in two attributes of the cell.
+    Without this, calls from two threads would use each other's masks.
     """
 
     def __set_name__(self, owner, name):
         self.name = name
 
     def __get__(self, cell, owner=None):
-        return getattr(cell._values_of_thread, self.name, None)
+        return getattr(cell._thread_values, self.name, None)
 
     def __set__(self, cell, value):
-        setattr(cell._values_of_thread, self.name, value)
-
-
-class _Bounded(keras.constraints.Constraint):
-    """Another constraint, or None, and then the bound."""
-
-    def __init__(self, constraint, bound):
-        self.constraint = constraint
-        self.bound = bound
-
-    def __call__(self, w):
-        return self.bound(w if self.constraint is None else self.constraint(w))
+        setattr(cell._thread_values, self.name, value)
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
@@ -428,12 +192,11 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         self.recurrent_min_abs = self.bound.recurrent_min_abs
         self.recurrent_max_abs = self.bound.recurrent_max_abs
         self.time_steps = None
-        self._values_of_thread = threading.local()
+        self._thread_values = threading.local()
 
-    # Names of Keras' own; under others, its masks are again those of all
-    # threads.
-    _dropout_mask = _OfThread()
-    _recurrent_dropout_mask = _OfThread()
+    # The names are those that Keras uses.
+    _dropout_mask = _ThreadLocal()
+    _recurrent_dropout_mask = _ThreadLocal()
 
     def build(self, input_shape):
         self._check_input(input_shape)
@@ -442,7 +205,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         self.built = True
 
     def _build(self, input_shape):
-        kernel_initializer, recurrent_initializer = self._start()
+        kernel_initializer, recurrent_initializer = self._initializers()
         self.kernel = self.bias = None
         if self.use_kernel:
             self.kernel = self.add_weight(
@@ -457,7 +220,9 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             name="recurrent_kernel",
             initializer=recurrent_initializer,
             regularizer=self.recurrent_regularizer,
-            constraint=_Bounded(self.recurrent_constraint, self.bound),
+            constraint=_ConstraintThenBound(
+                self.recurrent_constraint, self.bound
+            ),
         )
         if self.use_bias:
             self.bias = self.add_weight(
@@ -504,7 +269,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
     @property
     def bounded_recurrent_kernel(self):
         """u within the bound, as every step uses it: a tensor (N,)."""
-        return self.bound.in_use(self.recurrent_kernel)
+        return self.bound.straight_through(self.recurrent_kernel)
 
     def get_initial_state(self, batch_size=None, inputs=None, dtype=None):
         """Zeros of shape (batch_size, units), a bare tensor as TF1 wants it."""
@@ -535,7 +300,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             "recurrent_max_abs": self.recurrent_max_abs,
         }
 
-    def _start(self):
+    def _initializers(self):
         """The initializers of the kernel and of u, which see the same u."""
         initializer = self.recurrent_initializer
         if isinstance(initializer, TimeConstants):
@@ -560,6 +325,244 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
                 f"`use_kernel=False`: expected {self.units}, "
                 f"got shape {tuple(shape)}"
             )
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class RecurrentBound(keras.constraints.Constraint):
+    """Keeps every weight's magnitude within bounds, and its sign.
+
+    Weights inside are left as they are; zero counts as positive. IndRNNCell
+    makes one of these from `recurrent_min_abs` and `recurrent_max_abs`.
+
+    Arguments:
+        recurrent_min_abs: The smallest magnitude, a number >= 0. Default: 0.0.
+        recurrent_max_abs: The largest magnitude, a number >= the smallest, or
+            None for no bound. 0.0 is a bound like any other. Default: None.
+
+    Raises:
+        ValueError, TypeError: If a bound is no number, negative, not finite,
+            or the smallest is larger than the largest.
+    """
+
+    def __init__(self, recurrent_min_abs=0.0, recurrent_max_abs=None):
+        self.recurrent_min_abs = _number("recurrent_min_abs", recurrent_min_abs)
+        self.recurrent_max_abs = None
+        if recurrent_max_abs is not None:
+            self.recurrent_max_abs = _number(
+                "recurrent_max_abs", recurrent_max_abs
+            )
+            if self.recurrent_min_abs > self.recurrent_max_abs:
+                raise ValueError(
+                    "`recurrent_min_abs` must be at most `recurrent_max_abs`, "
+                    f"got {recurrent_min_abs} and {recurrent_max_abs}"
+                )
+
+    def __call__(self, w):
+        w = ops.convert_to_tensor(w)
+        if self.recurrent_max_abs is not None:
+            # Not `ops.clip`, of which old XLA (TensorFlow 2.20) makes NaN a
+            # number.
+            bound = self.recurrent_max_abs
+            w = ops.where(ops.abs(w) > bound, bound * ops.sign(w), w)
+        if self.recurrent_min_abs > 0:
+            sign = ops.where(w < 0, -ops.ones_like(w), ops.ones_like(w))
+            w = sign * ops.maximum(ops.abs(w), self.recurrent_min_abs)
+        return w
+
+    def straight_through(self, w):
+        """The bounded weight, with the gradient of `w` itself.
+
+        Plain clipping has a gradient of zero outside the bound, so a weight
+        outside could never return.
+        """
+        w = ops.convert_to_tensor(w)
+        if self.recurrent_min_abs == 0 and self.recurrent_max_abs is None:
+            return w
+        # w - w carries the gradient; as a value it is exactly zero.
+        return ops.stop_gradient(self(w)) + (w - ops.stop_gradient(w))
+
+    def get_config(self):
+        return {
+            "recurrent_min_abs": self.recurrent_min_abs,
+            "recurrent_max_abs": self.recurrent_max_abs,
+        }
+
+
+class _ConstraintThenBound(keras.constraints.Constraint):
+    """A constraint of the user's, or None, followed by the bound."""
+
+    def __init__(self, constraint, bound):
+        self.constraint = constraint
+        self.bound = bound
+
+    def __call__(self, w):
+        return self.bound(w if self.constraint is None else self.constraint(w))
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class TimeConstants(keras.initializers.Initializer):
+    """Recurrent weights that remember for different numbers of time steps.
+
+        |u| = exp(-1 / tau),    tau log-uniform over [shortest, longest]
+
+    so that as many neurons remember for 1 to 10 steps as for 10 to 100. Without
+    input, a state falls to 1/e of itself in tau steps. The default of
+    `IndRNNCell` and `IndRNN`, chosen by `benchmarks/drop_in.py`.
+
+    Arguments:
+        shortest: The shortest time constant, in steps, a number > 0. Default:
+            0.5.
+        longest: The longest one, a number >= `shortest`. Default: None, the
+            number of time steps if an IndRNN knows it, or 1000.
+        negative: The fraction of weights that are negative, in [0, 1): their
+            neurons answer to changes. Default: 0.25.
+        seed: An integer, or None for another one in each instance. An instance
+            draws the same values each time. Default: None.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range.
+
+    Example:
+        >>> u = TimeConstants(longest=784)((128,))
+        >>> bool(abs(u).numpy().max() < 1)
+        True
+    """
+
+    def __init__(self, shortest=0.5, longest=None, negative=0.25, seed=None):
+        self.shortest = _number("shortest", shortest)
+        if self.shortest == 0:
+            raise ValueError(f"`shortest` must be above 0, got {shortest}")
+        self.longest = None if longest is None else _number("longest", longest)
+        if longest is not None and self.longest < self.shortest:
+            raise ValueError(
+                "`longest` must be at least `shortest`, got "
+                f"{longest} and {shortest}"
+            )
+        self.negative = _number("negative", negative, below=1)
+        self.seed = None if seed is None else _integer("seed", seed)
+        self._uniform = keras.initializers.RandomUniform(0.0, 1.0, self.seed)
+
+    def __call__(self, shape, dtype=None):
+        r = self._uniform(shape, "float32")
+        negative = r < self.negative
+        # What is left of r, once it has chosen the sign, is uniform again.
+        r = ops.where(
+            negative,
+            r / (self.negative or 1.0),
+            (r - self.negative) / (1 - self.negative),
+        )
+        longest = self.longest or max(UNKNOWN_TIME_STEPS, self.shortest)
+        tau = self.shortest * (longest / self.shortest) ** r
+        u = ops.exp(-1 / tau)
+        u = ops.where(negative, -u, u)
+        return ops.cast(u, dtype or keras.config.floatx())
+
+    def with_defaults(self, time_steps):
+        """The same, up to so many steps if `longest` is None."""
+        result = copy.copy(self)
+        if self.longest is None and time_steps:
+            result.longest = max(float(time_steps), self.shortest)
+        return result
+
+    def get_config(self):
+        return {
+            "shortest": self.shortest,
+            "longest": self.longest,
+            "negative": self.negative,
+            "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class UnitGain(keras.initializers.Initializer):
+    """A kernel for neurons that remember, so that a stack does not explode.
+
+        kernel = initializer * max(1 - |u|, 1 / time_steps) ** exponent
+
+    A neuron with recurrent weight u adds up its inputs. It multiplies a
+    constant input by 1 + u + u^2 + ... = 1 / (1 - u), and a stack multiplies
+    these gains. So each column of the kernel is divided by the gain of its
+    neuron, or most of it. The default of `IndRNNCell` and `IndRNN`, chosen by
+    `benchmarks/drop_in.py`.
+
+    Arguments:
+        initializer: Of the kernel (F, N) of neurons without memory: an
+            initializer, its Keras name or config. Default: None, uniform of
+            variance 2 / sqrt(F * N): "he_uniform", for ReLU, with the
+            geometric mean of F and N for F.
+        recurrent_initializer: That of the recurrent weights u, which has to
+            draw the same values each time; or None in an IndRNN, which passes
+            its own. Default: None.
+        time_steps: Over how many steps the gain counts. Default: None, those
+            of the sequences if an IndRNN knows them, or 1000.
+        exponent: A number >= 0: 1.0 takes off the gain of a constant input,
+            0.5 that of white noise, and what one meets lies between. Default:
+            0.875.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range.
+
+    Example:
+        >>> layer = IndRNNCell(128, kernel_initializer=UnitGain("orthogonal"))
+    """
+
+    def __init__(
+        self,
+        initializer=None,
+        recurrent_initializer=None,
+        time_steps=None,
+        exponent=0.875,
+    ):
+        _check_known(
+            keras.initializers.get,
+            initializer=initializer,
+            recurrent_initializer=recurrent_initializer,
+        )
+        self.initializer = keras.initializers.get(initializer)
+        self._uniform = keras.initializers.RandomUniform(-1.0, 1.0)
+        self.recurrent_initializer = keras.initializers.get(
+            recurrent_initializer
+        )
+        self.time_steps = None
+        if time_steps is not None:
+            self.time_steps = _integer("time_steps", time_steps, minimum=1)
+        self.exponent = _number("exponent", exponent)
+
+    def __call__(self, shape, dtype=None):
+        if self.recurrent_initializer is None:
+            raise ValueError(
+                "`recurrent_initializer` of UnitGain must be given where the "
+                "kernel is not that of an IndRNN, got None"
+            )
+        u = self.recurrent_initializer((shape[-1],), dtype=dtype)
+        scale = _inverse_gain(u, self.time_steps, self.exponent)
+        if self.initializer is not None:
+            return self.initializer(shape, dtype=dtype) * scale
+        limit = math.sqrt(6) / math.prod(shape) ** 0.25
+        return self._uniform(shape, dtype=dtype) * limit * scale
+
+    def with_defaults(self, recurrent_initializer, time_steps):
+        """The same, with these in place of what is None."""
+        result = copy.copy(self)
+        result.time_steps = self.time_steps or time_steps
+        if self.recurrent_initializer is None:
+            result.recurrent_initializer = recurrent_initializer
+        return result
+
+    def get_config(self):
+        serialize = keras.initializers.serialize
+        return {
+            "initializer": serialize(self.initializer),
+            "recurrent_initializer": serialize(self.recurrent_initializer),
+            "time_steps": self.time_steps,
+            "exponent": self.exponent,
+        }
+
+
+def _inverse_gain(u, time_steps, exponent):
+    """max(1 - |u|, 1 / time_steps) ** exponent, for u of shape (N,)."""
+    steps = time_steps or UNKNOWN_TIME_STEPS
+    return ops.maximum(1 - ops.abs(u), 1 / steps) ** exponent
 
 
 def _integer(name, value, minimum=None):
@@ -618,7 +621,7 @@ def _check_state(name, states, units, name_of_inputs, inputs, count=1):
         for state in keras.tree.flatten(states)
     ]
     if len(shapes) != count or not all(
-        _fits(shape, (batch, units)) for shape in shapes
+        _shapes_match(shape, (batch, units)) for shape in shapes
     ):
         tensors = "one tensor" if count == 1 else f"{count} tensors"
         raise ValueError(
@@ -627,7 +630,7 @@ def _check_state(name, states, units, name_of_inputs, inputs, count=1):
         )
 
 
-def _fits(shape, expected):
+def _shapes_match(shape, expected):
     """Whether a shape may be the expected one, as far as both are known."""
     return len(shape) == len(expected) and all(
         None in pair or pair[0] == pair[1]

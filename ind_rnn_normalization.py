@@ -6,7 +6,7 @@ code runs on other backends than TensorFlow, and for what else it can do.
 Batch normalization is scale * x + shift. The recurrence before it finds its
 statistics, and the dense layer after it holds scale and shift in its kernel
 and bias: no pass over whole sequences is left. Each layer tells the next one
-what its result was made of (`_tell`), and TensorFlow computes what is read.
+what its result was made of (`_attach`), and TensorFlow computes what is read.
 
 Axis letters: B batch, T time, N features.
 """
@@ -15,7 +15,7 @@ import keras
 from keras import ops
 
 from ind_rnn_cell import _integer, _number
-from ind_rnn_recurrence import _has_xla, _on_gpu, _tell, _told
+from ind_rnn_recurrence import _attach, _attached, _has_xla, _on_gpu
 
 tf = None
 if keras.backend.backend() == "tensorflow":
@@ -61,16 +61,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
         gamma, beta = (ops.cast(w, wide) for w in _scale_and_shift(self, units))
         moments = self.moving_mean, self.moving_variance
         if training and self.trainable:
-            moments = _told(inputs, "moments")
+            moments = _attached(inputs, "moments")
             if moments is None and not _is_float32_or_half(inputs):
                 return super().call(inputs, training=training)
             if moments is None:
                 y, *moments = _fused_batch_norm(
                     inputs[:, :, None], gamma, beta, self.epsilon
                 )
-                self._keep(*moments)
+                self._update_running_statistics(*moments)
                 return y[:, :, 0]
-            self._keep(*moments)
+            self._update_running_statistics(*moments)
         mean, variance = (ops.cast(x, wide) for x in moments)
         scale = gamma * ops.rsqrt(variance + self.epsilon)
         shift = beta - mean * scale
@@ -79,7 +79,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             ops.cast(y, self.compute_dtype), inputs, scale, shift[None, None]
         )
 
-    def _keep(self, mean, variance):
+    def _update_running_statistics(self, mean, variance):
         for moving, value in (
             (self.moving_mean, mean),
             (self.moving_variance, variance),
@@ -89,7 +89,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             moving.assign(ops.cast(ops.stop_gradient(mixed), moving.dtype))
 
 
-# What batch normalization makes is told as what it was made of. Where nobody
+# Batch normalization attaches to its output what it was made of. Where nobody
 # reads the result itself, TensorFlow leaves its computation out.
 
 
@@ -108,7 +108,7 @@ def _affine(y, x, scale, shift):
         and x.dtype in (tf.float32, tf.float64)
         and not _on_gpu(x)
     ):
-        _tell(y, affine=(x, scale, shift))
+        _attach(y, affine=(x, scale, shift))
     return y
 
 
@@ -130,7 +130,7 @@ class Dense(keras.layers.Dense):
             return super().call(inputs, training=training)
         x, kernel = inputs, ops.convert_to_tensor(self.kernel)
         bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
-        affine = _told(inputs, "affine")
+        affine = _attached(inputs, "affine")
         if affine is not None:
             x, scale, shift = affine
             shift = ops.matmul(shift, kernel)
@@ -144,7 +144,7 @@ class Dense(keras.layers.Dense):
         else:
             y = x + bias
             if len(bias.shape) == 1:
-                _tell(y, sum=(x, bias))
+                _attach(y, sum=(x, bias))
         return y if self.activation is None else self.activation(y)
 
     def quantize(self, mode=None, type_check=True, **options):
@@ -186,7 +186,7 @@ class Dropout(keras.layers.Dropout):
         # TensorFlow has forgotten the sizes of what it dropped.
         factor = ops.reshape(factor, ops.shape(ones))
         y = inputs * factor
-        affine = _told(inputs, "affine")
+        affine = _attached(inputs, "affine")
         if affine is None:
             return y
         x, scale, shift = affine
@@ -200,14 +200,14 @@ class Dropout(keras.layers.Dropout):
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class Concatenate(keras.layers.Concatenate):
-    """`keras.layers.Concatenate`, also of what normalizations tell.
+    """`keras.layers.Concatenate`, also of what normalizations attach.
 
     Arguments and results are the same.
     """
 
     def call(self, inputs):
         y = super().call(inputs)
-        affines = [_told(x, "affine") for x in inputs]
+        affines = [_attached(x, "affine") for x in inputs]
         if self.axis != -1 or not any(affines):
             return y
         xs, scales, shifts = [], [], []
@@ -247,7 +247,7 @@ class LastStep(keras.layers.Layer):
         return None
 
     def call(self, inputs):
-        affine = _told(inputs, "affine")
+        affine = _attached(inputs, "affine")
         if affine is None:
             return inputs[:, -1]
         x, scale, shift = affine
@@ -319,7 +319,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
             training is not True
             or self.rms_scaling
             or self.axis not in ([-1], [last])
-            or not _has_program(inputs)
+            or not _runs_compiled(inputs)
         ):
             return super().call(inputs)
         units = inputs.shape[-1]
@@ -370,7 +370,7 @@ class RMSNormalization(keras.layers.Layer):
         )
 
     def call(self, inputs, training=None):
-        if training is True and _has_program(inputs):
+        if training is True and _runs_compiled(inputs):
             return _normalize_features(
                 inputs,
                 self.scale,
@@ -390,7 +390,7 @@ class RMSNormalization(keras.layers.Layer):
         return {**super().get_config(), "epsilon": self.epsilon}
 
 
-def _has_program(x):
+def _runs_compiled(x):
     """Whether `_normalize_features` pays, and can be."""
     return (
         _is_float32_or_half(x)
@@ -428,14 +428,14 @@ def _normalize_features(x, gamma, beta, *, epsilon, centered):
     return normalize(x, *(ops.cast(w, "float32") for w in (gamma, beta)))
 
 
-def _program(function):
+def _compiled(function):
     """A program of XLA's for each shape, on TensorFlow."""
     if tf is None:
         return function
     return tf.function(function, jit_compile=True, autograph=False)
 
 
-@_program
+@_compiled
 def _forward(x, gamma, beta, *, epsilon, centered):
     rows = _rows(x)
     mean = _mean(rows) if centered else tf.zeros((1, 1))
@@ -445,7 +445,7 @@ def _forward(x, gamma, beta, *, epsilon, centered):
     return tf.reshape(tf.cast(y, x.dtype), tf.shape(x)), mean, scale
 
 
-@_program
+@_compiled
 def _backward(g, x, gamma, mean, scale, *, centered):
     """The gradients of x, gamma and beta, from g, that of y.
 
@@ -555,10 +555,10 @@ class TimeStepBatchNormalization(keras.layers.Layer):
             return self._fused(inputs)
         x = ops.cast(inputs, self.wide)
         if training:
-            mean, variance, count = self._of_batch(x, mask)
-            self._keep(mean, variance, count)
+            mean, variance, count = self._batch_statistics(x, mask)
+            self._update_running_statistics(mean, variance, count)
         else:
-            mean, variance = self._of_steps(ops.shape(x)[1])
+            mean, variance = self._running_statistics(ops.shape(x)[1])
         scale = self.gamma * ops.rsqrt(variance + self.epsilon)
         y = (x - mean) * ops.cast(scale, x.dtype)
         y += ops.cast(self.beta, x.dtype)
@@ -575,10 +575,10 @@ class TimeStepBatchNormalization(keras.layers.Layer):
         )
         mean, variance = (ops.reshape(x, (length, units)) for x in statistics)
         count = ops.ones((length, 1)) * ops.cast(batch, "float32")
-        self._keep(mean, variance, count)
+        self._update_running_statistics(mean, variance, count)
         return ops.reshape(y, (batch, length, units))
 
-    def _of_batch(self, x, mask):
+    def _batch_statistics(self, x, mask):
         """Of a batch: mean and variance (T, N), and how many count (T, 1)."""
         weight = ops.ones_like(x[:, :, :1])
         if mask is not None:
@@ -591,27 +591,27 @@ class TimeStepBatchNormalization(keras.layers.Layer):
         variance = ops.sum(weight * ops.square(x - mean), axis=0) / total
         return mean, variance, count
 
-    def _keep(self, mean, variance, count):
+    def _update_running_statistics(self, mean, variance, count):
         """Mix the statistics of a batch into the running ones."""
-        now = self._fit(count) > 0
+        now = self._pad_to_max_steps(count) > 0
         before = self.trained[:, None] > 0
         for moving, value in (
             (self.moving_mean, mean),
             (self.moving_variance, variance),
         ):
-            value = ops.stop_gradient(self._fit(value))
+            value = ops.stop_gradient(self._pad_to_max_steps(value))
             mixed = self.momentum * moving + (1 - self.momentum) * value
             value = ops.where(before, mixed, value)
             moving.assign(ops.where(now, value, moving))
         self.trained.assign(ops.where(now[:, 0], 1.0, self.trained))
 
-    def _fit(self, x):
+    def _pad_to_max_steps(self, x):
         """x (T, N) cut off, or filled up with zeros, to `max_steps`."""
         x = x[: self.max_steps]
         missing = self.max_steps - ops.shape(x)[0]
         return ops.concatenate([x, ops.zeros((missing, x.shape[1]), x.dtype)])
 
-    def _of_steps(self, length):
+    def _running_statistics(self, length):
         """The running mean and variance (T, N) of steps 0 ... T - 1."""
         steps = ops.arange(self.max_steps)
         trained = ops.where(self.trained > 0, steps, -1)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from ind_rnn_cell import _without_gain
+from ind_rnn_cell import _inverse_gain
 
 EXPONENT = 0.875  # that of `UnitGain`
 
@@ -45,6 +45,6 @@ class TimeScaledAdam(keras.optimizers.Adam):
         if neurons is not None:
             u, time_steps = neurons
             exponent = 1.0 if weight is u else EXPONENT
-            scale = _without_gain(u, time_steps, exponent)
+            scale = _inverse_gain(u, time_steps, exponent)
             learning_rate = ops.cast(learning_rate, scale.dtype) * scale
         super().update_step(gradient, variable, learning_rate)

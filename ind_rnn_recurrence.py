@@ -34,15 +34,15 @@ elif keras.backend.backend() == "jax":
 
 RELU, LINEAR = keras.activations.relu, keras.activations.linear
 # Steps that become one map in the parallel form.
-CHUNK = 8
-# At most so many parts of a batch go side by side, and none of arrays that are
-# smaller, where an unknown size counts as 32.
-PARTS, SMALL = 8, 2**20
-# Unknown lengths are padded to one of these, for each needs programs.
-LENGTHS = 2 ** np.arange(4, 31, dtype="int32")
+CHUNK_STEPS = 8
+# A batch is split into at most MAX_BATCH_SPLITS parts that run side by side,
+# only if it has MIN_ELEMENTS_TO_SPLIT elements. An unknown size counts as 32.
+MAX_BATCH_SPLITS, MIN_ELEMENTS_TO_SPLIT = 8, 2**20
+# XLA compiles a program for each length. Unknown lengths are padded to these.
+PADDED_LENGTHS = 2 ** np.arange(4, 31, dtype="int32")
 
-# Of each thread its own: one may export while others train. None: without XLA
-# within an exporter, with XLA everywhere else.
+# Per thread, since one thread may export while others train. None means: no XLA
+# inside an exporter, XLA everywhere else.
 _xla = contextvars.ContextVar("xla", default=None)
 EXPORTERS = (
     "keras.src.export.",
@@ -54,37 +54,37 @@ EXPORTERS = (
 
 @contextlib.contextmanager
 def without_xla():
-    """Within it, models are traced with Keras' own loop instead of XLA's.
+    """A context in which models are traced without XLA, in Keras' own loop.
 
-    For what must run where there is no XLA, and is traced by hand: a concrete
-    function that goes to `tf.lite.TFLiteConverter.from_concrete_functions`.
-    `model.export`, `tf.saved_model.save`, `tf2onnx` and LiteRT's converter of
-    Keras models need no such context: they are traced so by themselves. The
-    weights are the same, the results too. It holds for the thread that enters
-    it, and no other:
+    Use it when you trace a function yourself and the result must run without
+    XLA, for example a concrete function for
+    `tf.lite.TFLiteConverter.from_concrete_functions`. `model.export`,
+    `tf.saved_model.save`, `tf2onnx` and LiteRT's converter of Keras models do
+    not need it: inside these exporters, XLA is off by default. Weights and
+    results are the same. It applies to the current thread only:
 
         with without_xla():
             step = tf.function(model).get_concrete_function(signature)
     """
-    with _set(_xla, False):
+    with _context_value(_xla, False):
         yield
 
 
 @contextlib.contextmanager
 def with_xla():
-    """Within it, exporters keep the compiled loop, as training has it.
+    """A context in which exporters keep the compiled loop of training.
 
-    For a server that has XLA:
+    Use it to export for a server that has XLA:
 
         with with_xla():
             model.export("served")
     """
-    with _set(_xla, True):
+    with _context_value(_xla, True):
         yield
 
 
 @contextlib.contextmanager
-def _set(variable, value):
+def _context_value(variable, value):
     token = variable.set(value)
     try:
         yield
@@ -93,10 +93,10 @@ def _set(variable, value):
 
 
 def _has_xla():
-    """Whether what is computed or traced now may hold programs of XLA's."""
+    """Whether the code that is traced now may use XLA."""
     if _xla.get() is not None or tf is None or tf.executing_eagerly():
         return _xla.get() is not False
-    # No exporter says what it traces for; its name is among the callers'.
+    # Exporters do not say that they export: look for one among the callers.
     frame = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith(EXPORTERS):
@@ -205,7 +205,7 @@ def recurrence(
             step are zeros; or None. Default: None.
         backwards: Whether a is read from its end. Default: False.
         moments: Whether the loop may take mean and variance of h along, both
-            (N,) and told with h. It does in the sequential form, without a
+            (N,) and attached to h. It does in the sequential form, without a
             mask, on TensorFlow. Default: False.
 
     Returns:
@@ -224,15 +224,17 @@ def recurrence(
         passes = _parallel_forward, _parallel_backward
     else:
         passes = _forward, _backward if _pullback(step) else _backward_again
-        if parts := _parts(a):
-            passes = [functools.partial(_in_parts, parts, x) for x in passes]
+        if parts := _batch_splits(a):
+            passes = [
+                functools.partial(_run_in_splits, parts, x) for x in passes
+            ]
     if moments and tf and mask is None and not parallel:
         passes = functools.partial(passes[0], moments=True), passes[1]
-    if _has_own_program(a):
+    if _compiles_exact_length(a):
         options |= {"mask": mask, "reset": reset, "backwards": backwards}
         return _differentiable(*passes, a, weights, states, options)
     a = ops.flip(a, axis=1) if backwards else a
-    a, mask, reset, length = _padded(a, mask, reset)
+    a, mask, reset, length = _pad_to_power_of_two(a, mask, reset)
     options |= {"mask": mask, "reset": reset, "backwards": False}
     if not parallel:
         options["length"] = length
@@ -257,7 +259,7 @@ def _is_parallel(implementation, step, a):
         implementation == "auto"
         and step in (IndRNNStep(RELU), IndRNNStep(LINEAR))
         and length is not None
-        and length > 2 * CHUNK
+        and length > 2 * CHUNK_STEPS
         and _on_gpu(a)
     )
 
@@ -275,7 +277,7 @@ def _on_gpu(a):
     return "CPU" not in tf.identity(a).device.upper()
 
 
-def _has_own_program(a):
+def _compiles_exact_length(a):
     """Whether to compile for just this length.
 
     Eagerly, each shape needs programs: the first two lengths have their own,
@@ -285,28 +287,30 @@ def _has_own_program(a):
     if length is None or not _is_eager(a):
         return length is not None
     key = a.shape[0], *a.shape[2:], a.dtype
-    lengths = _own_lengths.setdefault(key, set())
+    lengths = _exact_lengths.setdefault(key, set())
     if len(lengths) < 2:
         lengths.add(length)
     return length in lengths
 
 
-_own_lengths = {}
+_exact_lengths = {}
 
 
 def _is_eager(a):
     return tf.executing_eagerly() if tf else not isinstance(a, jax.core.Tracer)
 
 
-def _padded(a, mask, reset):
-    """a, a mask and resets, filled up to one of LENGTHS, and T, a tensor."""
+def _pad_to_power_of_two(a, mask, reset):
+    """a, mask and reset, padded to one of PADDED_LENGTHS; and T, a tensor."""
     length = a.shape[1]
     if length is None:
         length = tf.shape(a)[1]
-        index = tf.searchsorted(LENGTHS, [length])[0]
-        padding = tf.gather(LENGTHS, index) - length
+        index = tf.searchsorted(PADDED_LENGTHS, [length])[0]
+        padding = tf.gather(PADDED_LENGTHS, index) - length
     else:
-        padding = LENGTHS[np.searchsorted(LENGTHS, length)] - length
+        padding = (
+            PADDED_LENGTHS[np.searchsorted(PADDED_LENGTHS, length)] - length
+        )
         length = ops.convert_to_tensor(length, "int32")
 
     def padded(x):
@@ -322,7 +326,7 @@ def _differentiable(forward, backward, a, weights, states, options, cut=None):
     """h and the last states, and what the backward pass needs kept for it.
 
     `cut` is the number of steps without padding. Moments that the forward pass
-    returns are told with h.
+    returns are attached to h.
     """
     again = _pullback(options["step"]) is None
     if jax:
@@ -343,7 +347,7 @@ def _differentiable(forward, backward, a, weights, states, options, cut=None):
     def recurrence(*arguments):
         arguments = tf.nest.map_structure(tf.stop_gradient, arguments)
         (result, *others), ends, *moments = forward(*arguments, **options)
-        moments = _of_all(*moments) if moments else ()
+        moments = _pooled_moments(*moments) if moments else ()
         result.set_shape((*a.shape[:2], a.shape[-1]))
 
         def gradient(g, *more):
@@ -385,24 +389,24 @@ def _differentiable(forward, backward, a, weights, states, options, cut=None):
     ends, moments = more[:count], more[count:]
     result = h if cut is None else h[:, :cut]
     if moments:
-        _tell(result, moments=moments)
+        _attach(result, moments=moments)
     return result, [result[:, -1], *ends]
 
 
-# What one layer tells the next. Keras hands on tensors; they can have
-# attributes, as its `_keras_mask` shows. A fact is about the values of its
-# tensor, whoever has it. A layer that does not know of facts makes a tensor
-# without, and those after it compute all there is to compute.
+# ---- Facts attached to tensors ----
+# A layer can attach what it knows about its output to the tensor itself, as
+# Keras does with `_keras_mask`: for example its mean and variance. The next
+# layer may use the fact. Other layers ignore it, and return tensors without it.
 
 
-def _tell(x, **facts):
-    """Attach facts to x: `moments`, `affine`, `sum`."""
+def _attach(x, **facts):
+    """Attach facts to x: `moments`, `affine` or `sum`."""
     for name, value in facts.items():
         setattr(x, f"_ind_rnn_{name}", value)
 
 
-def _told(x, name):
-    """A fact that was attached to x, or None."""
+def _attached(x, name):
+    """The fact attached to x, or None."""
     return getattr(x, f"_ind_rnn_{name}", None)
 
 
@@ -419,7 +423,7 @@ def _compiled(function=None, **options):
     return function
 
 
-# The sequential form.
+# ---- The sequential form: one loop over the steps ----
 
 
 @_compiled(reduce_retracing=True)
@@ -442,34 +446,34 @@ def _forward(
     """
     padded = length is not None
     length = length if padded else ops.shape(a)[1]
-    weights, states = _wide((weights, states), step)
-    weights = _dropped(weights, dropout)
-    a = _bits(a)
+    weights, states = _to_float32((weights, states), step)
+    weights = _apply_dropout(weights, dropout)
+    a = _bf16_to_uint16(a)
 
     def body(t, states, out, sums):
         s = length - 1 - t if backwards else t
-        before = _reset(states, reset, t)
-        states = step(_wide(_gates(a, s), step), before, weights)
+        before = _reset_states(states, reset, t)
+        states = step(_to_float32(_gates(a, s), step), before, weights)
         if mask is not None:
             kept = _at(mask, t)
             states = [ops.where(kept, *x) for x in zip(states, before)]
-        sums = [x + _total(states[0]) for x in sums]
+        sums = [x + _to_accumulator(states[0]) for x in sums]
         out = [_put(x, t, state) for x, state in zip(out, states)]
         return t + 1, [*states], out, sums
 
     empty = ops.zeros_like(a if len(a.shape) == 3 else a[:, :, 0])
-    sums = [ops.zeros_like(_total(states[0]))] if moments else []
+    sums = [ops.zeros_like(_to_accumulator(states[0]))] if moments else []
     _, states, out, sums = ops.while_loop(
         lambda t, *_: t < length,
         body,
         (0, [*states], [empty] * len(states), sums),
     )
-    out = tuple(map(_numbers, out))
+    out = tuple(map(_uint16_to_bf16, out))
     ends = tuple(ops.cast(x, out[0].dtype) for x in states[1:])
     if not moments:
         return out, ends
     mean = sums[0] / ops.cast(length, sums[0].dtype)
-    off = _total(out[0]) - mean[:, None]
+    off = _to_accumulator(out[0]) - mean[:, None]
     if padded:
         steps = ops.arange(ops.shape(off)[1])[:, None] < length
         off = ops.where(steps, off, ops.zeros_like(off))
@@ -477,13 +481,13 @@ def _forward(
     return out, ends, mean, variance
 
 
-def _of_all(means, variances):
+def _pooled_moments(means, variances):
     """Mean and variance (N,) from those of B sequences of equal lengths."""
     mean = ops.mean(means, axis=0)
     return mean, ops.mean(variances + ops.square(means - mean), axis=0)
 
 
-def _of_moments(moments):
+def _moments_gradient(moments):
     """h_t -> what reaches it through the moments of all h.
 
     `moments` are the mean m of h, and dm / (B T) and dv / (B T), of what
@@ -494,7 +498,7 @@ def _of_moments(moments):
     mean, d_mean, d_variance = moments
     slope = 2 * d_variance
     shift = d_mean - slope * mean
-    return lambda h: ops.cast(shift + slope * _total(h), h.dtype)
+    return lambda h: ops.cast(shift + slope * _to_accumulator(h), h.dtype)
 
 
 @_compiled(reduce_retracing=True)
@@ -528,18 +532,18 @@ def _backward(
     (h,), (h0,) = all_states, states
     length = ops.shape(h)[1] if length is None else length
     given = h, weights, states
-    weights, h0 = _wide((weights, h0), step)
-    (u,), (b,) = _dropped(weights, dropout)
-    g, h = _bits(g), _bits(h)
-    through_moments = _of_moments(moments)
+    weights, h0 = _to_float32((weights, h0), step)
+    (u,), (b,) = _apply_dropout(weights, dropout)
+    g, h = _bf16_to_uint16(g), _bf16_to_uint16(h)
+    through_moments = _moments_gradient(moments)
     # delta_t takes the place of g_t: one array less to move. With a mask or
     # resets, XLA would copy the whole array in every step.
     in_place = mask is None and reset is None
 
     def body(t, delta, skipped, da, du, db):
-        h_t = _wide(_at(h, t), step)
-        du += _total(delta * h_t)
-        g_t = _wide(_at(da if in_place else g, t), step)
+        h_t = _to_float32(_at(h, t), step)
+        du += _to_accumulator(delta * h_t)
+        g_t = _to_float32(_at(da if in_place else g, t), step)
         g_t = g_t + u * delta + skipped
         if moments:
             g_t += through_moments(h_t)
@@ -548,11 +552,11 @@ def _backward(
             kept = _at(mask, t)
             delta = ops.where(kept, delta, ops.zeros_like(delta))
             skipped = ops.where(kept, ops.zeros_like(g_t), g_t)
-        db += _total(delta)
+        db += _to_accumulator(delta)
         da = _put(da, t, delta)
-        (delta,) = _reset((delta,), reset, t)
+        (delta,) = _reset_states((delta,), reset, t)
         if mask is not None:
-            (skipped,) = _reset((skipped,), reset, t)
+            (skipped,) = _reset_states((skipped,), reset, t)
         return t - 1, delta, skipped, da, du, db
 
     zeros = ops.zeros_like(h0)
@@ -564,13 +568,13 @@ def _backward(
             zeros,
             ops.zeros((), h0.dtype) if mask is None else zeros,
             g if in_place else ops.zeros_like(g),
-            _total(zeros),
-            _total(zeros),
+            _to_accumulator(zeros),
+            _to_accumulator(zeros),
         ),
     )
-    da = _numbers(ops.flip(da, axis=1) if backwards else da)
-    sums = (du + _total(delta * h0),), (db,)
-    return _as_given((da, sums, (u * delta + skipped,)), given, dropout)
+    da = _uint16_to_bf16(ops.flip(da, axis=1) if backwards else da)
+    sums = (du + _to_accumulator(delta * h0),), (db,)
+    return _to_given_dtypes((da, sums, (u * delta + skipped,)), given, dropout)
 
 
 @_compiled(reduce_retracing=True)
@@ -596,27 +600,29 @@ def _backward_again(
     """
     length = ops.shape(a)[1] if length is None else length
     given = a, weights, states
-    weights, states, g_ends = _wide((weights, states, g_ends), step)
-    weights = _dropped(weights, dropout)
+    weights, states, g_ends = _to_float32((weights, states, g_ends), step)
+    weights = _apply_dropout(weights, dropout)
     # A gradient for each row: they are summed up once, after the loop.
     rows = ops.zeros_like(states[0])
-    a, g, *all_states = map(_bits, (a, g, *all_states))
-    through_moments = _of_moments(moments)
+    a, g, *all_states = map(_bf16_to_uint16, (a, g, *all_states))
+    through_moments = _moments_gradient(moments)
 
     def body(t, carried, da, sums):
         s = length - 1 - t if backwards else t
         before = [
-            ops.where(t > 0, _wide(_at(x, ops.maximum(t - 1, 0)), step), first)
+            ops.where(
+                t > 0, _to_float32(_at(x, ops.maximum(t - 1, 0)), step), first
+            )
             for x, first in zip(all_states, states)
         ]
-        before = _reset(before, reset, t)
-        g_h = carried[0] + _wide(_at(g, t), step)
+        before = _reset_states(before, reset, t)
+        g_h = carried[0] + _to_float32(_at(g, t), step)
         if moments:
-            g_h += through_moments(_wide(_at(all_states[0], t), step))
+            g_h += through_moments(_to_float32(_at(all_states[0], t), step))
         reached = [g_h, *carried[1:]]
-        delta, carried, of_weights = _pull_back(
+        delta, carried, of_weights = _step_gradients(
             step,
-            _wide(_gates(a, s), step),
+            _to_float32(_gates(a, s), step),
             before,
             keras.tree.map_structure(lambda w: w + rows, weights),
             reached,
@@ -629,10 +635,10 @@ def _backward_again(
             )
             carried = [ops.where(kept, *x) for x in zip(carried, reached)]
         sums = keras.tree.map_structure(
-            lambda x, y: x + _total(y), sums, of_weights
+            lambda x, y: x + _to_accumulator(y), sums, of_weights
         )
         da = _put_gates(da, t, delta)
-        return t - 1, [*_reset(carried, reset, t)], da, sums
+        return t - 1, [*_reset_states(carried, reset, t)], da, sums
 
     _, carried, da, sums = ops.while_loop(
         lambda t, *_: t >= 0,
@@ -641,14 +647,14 @@ def _backward_again(
             length - 1,
             [rows, *g_ends],
             ops.zeros_like(a),
-            keras.tree.map_structure(lambda _: _total(rows), weights),
+            keras.tree.map_structure(lambda _: _to_accumulator(rows), weights),
         ),
     )
-    da = _numbers(ops.flip(da, axis=1) if backwards else da)
-    return _as_given((da, sums, tuple(carried)), given, dropout)
+    da = _uint16_to_bf16(ops.flip(da, axis=1) if backwards else da)
+    return _to_given_dtypes((da, sums, tuple(carried)), given, dropout)
 
 
-def _pull_back(step, gates, states, weights, g):
+def _step_gradients(step, gates, states, weights, g):
     """The gradients of a step, from g, those of its new states."""
     if jax:
         g = tuple(g)
@@ -663,7 +669,7 @@ def _pull_back(step, gates, states, weights, g):
     return gradients
 
 
-def _dropped(weights, dropout):
+def _apply_dropout(weights, dropout):
     """The weights, factors of h with those of dropout."""
     u, b = weights
     if dropout is not None:
@@ -671,55 +677,62 @@ def _dropped(weights, dropout):
     return u, b
 
 
-def _as_given(gradients, given, dropout):
+def _to_given_dtypes(gradients, given, dropout):
     """The gradients of a, weights and states, of their types.
 
     Those of weights are (B, N) before, and of factors that dropout is in.
     """
     a, (of_u, of_b), states = gradients
     if dropout is not None:
-        of_u = tuple(x * _total(dropout) for x in of_u)
+        of_u = tuple(x * _to_accumulator(dropout) for x in of_u)
     sums = keras.tree.map_structure(lambda x: ops.sum(x, 0), (of_u, of_b))
     return keras.tree.map_structure(
         lambda x, like: ops.cast(x, like.dtype), (a, sums, states), given
     )
 
 
-# A program of XLA's loops in one thread. Side by side, on parts of the batch,
-# several use all cores; that pays, though their results must be joined.
+# ---- Using all cores ----
+# XLA runs a loop in one thread. To use all cores, the batch is split, and each
+# part has a loop of its own.
 
 
-def _parts(a):
-    """Into how many parts to split a (B, T, ...); 0 where that does not pay."""
+def _batch_splits(a):
+    """Into how many parts to split a (B, T, ...). 0: do not split."""
     if not tf or tf.executing_eagerly() or _on_gpu(a):
         return 0
-    # Within a larger program of XLA's, loops run one after another. No public
-    # function tells; without this one, such a program would only be slower.
+    # Inside a larger XLA program, loops run one after another, so splitting
+    # does not help. No public function tells whether we are inside one.
     if tf.__internal__.get_enclosing_xla_context() is not None:
         return 0
     shape = a.shape
     threads = tf.config.threading.get_inter_op_parallelism_threads()
-    count = min(threads or os.cpu_count(), shape[0] or PARTS, PARTS)
-    small = math.prod(size or 32 for size in shape) < SMALL
+    count = min(
+        threads or os.cpu_count(),
+        shape[0] or MAX_BATCH_SPLITS,
+        MAX_BATCH_SPLITS,
+    )
+    small = math.prod(size or 32 for size in shape) < MIN_ELEMENTS_TO_SPLIT
     return 0 if count == 1 or small else count
 
 
-def _in_parts(count, function, *arguments, dropout, mask, reset, **options):
-    """A pass, each part of the rows for itself."""
+def _run_in_splits(
+    count, function, *arguments, dropout, mask, reset, **options
+):
+    """Run a pass on each part of the batch, and join the results."""
     of_rows = {"dropout": dropout, "mask": mask, "reset": reset}
     results = [
         function(*arguments, **of_rows, **options)
-        for arguments, of_rows in _split(count, (arguments, of_rows))
+        for arguments, of_rows in _split_batch(count, (arguments, of_rows))
     ]
-    # What has one axis belongs to weights: the same for all rows.
+    # Arrays with one axis are gradients of weights, which add up.
     return tf.nest.map_structure(
         lambda *x: sum(x) if len(x[0].shape) == 1 else tf.concat(x, axis=0),
         *results,
     )
 
 
-def _split(count, arrays):
-    """The rows of each part, of a structure of arrays (B, ...), (N,), None."""
+def _split_batch(count, arrays):
+    """Split arrays (B, ...) along the batch; (N,) and None go to all parts."""
     flat = tf.nest.flatten(arrays)
     rows = flat[0].shape[0] or tf.shape(flat[0])[0]
     sizes = [(rows + part) // count for part in range(count)]
@@ -736,10 +749,11 @@ def _split(count, arrays):
     ]
 
 
-def _wide(arrays, step):
-    """Half precision in float32, where the activations are known to bear it.
+def _to_float32(arrays, step):
+    """Cast half precision to float32, if the activations allow it.
 
-    Processors compute in float32, and sums of many steps need it.
+    Processors compute in float32 anyway, and sums over many steps need it. An
+    activation of the user's keeps the type that it was traced with.
     """
     bearing = all(activation in _PULLBACKS for activation in step)
 
@@ -750,8 +764,8 @@ def _wide(arrays, step):
     return keras.tree.map_structure(wide, arrays)
 
 
-def _total(x):
-    """x, wide enough for sums over B and T."""
+def _to_accumulator(x):
+    """Cast x to a type for sums over B and T: float32, or float64."""
     return ops.cast(x, "float64" if _dtype(x) == "float64" else "float32")
 
 
@@ -759,13 +773,13 @@ def _dtype(x):
     return keras.backend.standardize_dtype(x.dtype)
 
 
-def _bits(x):
-    """bfloat16 as integers: of numbers, XLA would convert all in every step."""
+def _bf16_to_uint16(x):
+    """View bfloat16 as integers. XLA would convert the array in every step."""
     return _view(x, "uint16") if _dtype(x) == "bfloat16" else x
 
 
-def _numbers(x):
-    """What `_bits` was given."""
+def _uint16_to_bf16(x):
+    """Undo `_bf16_to_uint16`."""
     return _view(x, "bfloat16") if _dtype(x) == "uint16" else x
 
 
@@ -776,7 +790,7 @@ def _view(x, dtype):
 
 def _at(x, t):
     """x[:, t] of (B, T, N), or x[:, t, None] of (B, T)."""
-    return _numbers(x[:, t] if len(x.shape) == 3 else x[:, t, None])
+    return _uint16_to_bf16(x[:, t] if len(x.shape) == 3 else x[:, t, None])
 
 
 def _gates(a, t):
@@ -784,10 +798,10 @@ def _gates(a, t):
     if len(a.shape) == 3:
         return (_at(a, t),)
     # Sliced so, for XLA makes slow programs of slices of slices.
-    return tuple(_numbers(a[:, t, gate]) for gate in range(a.shape[2]))
+    return tuple(_uint16_to_bf16(a[:, t, gate]) for gate in range(a.shape[2]))
 
 
-def _reset(states, reset, t):
+def _reset_states(states, reset, t):
     """The states, zeros where step t begins anew."""
     if reset is None:
         return states
@@ -811,7 +825,7 @@ def _put_gates(a, t, gates):
 
 def _put_at(x, start, value):
     dtype = "bfloat16" if _dtype(x) == "uint16" else _dtype(x)
-    return ops.slice_update(x, start, _bits(ops.cast(value, dtype)))
+    return ops.slice_update(x, start, _bf16_to_uint16(ops.cast(value, dtype)))
 
 
 # activation: (its value h, gradient g that reaches h) -> gradient of its input
@@ -823,9 +837,10 @@ _PULLBACKS = {
 }
 
 
-# The parallel form. A map is a tuple of arrays: (m, s) is h -> s + m * h, and
-# (m, s, low, high) is the same, clipped. That of a step with ReLU is
-# (u, a_t + b, 0, infinity), and that of a masked step
+# ---- The parallel form: a scan over maps ----
+# A step is a map h_{t-1} -> h_t, stored as a tuple of arrays: (m, s) is the map
+# h -> s + m * h, and (m, s, low, high) the same, clipped to [low, high]. A step
+# with ReLU is (u, a_t + b, 0, infinity); a masked step is
 # (1, 0, -the largest number, infinity).
 
 
@@ -841,11 +856,11 @@ def _parallel_forward(
     reset=None,
     backwards=False,
 ):
-    weights, (h0,) = _wide((weights, states), step)
-    (u,), (b,) = _dropped(weights, dropout)
-    s = _wide(ops.flip(a, axis=1) if backwards else a, step)
-    s += _factor(b)
-    maps = _factor(u), s
+    weights, (h0,) = _to_float32((weights, states), step)
+    (u,), (b,) = _apply_dropout(weights, dropout)
+    s = _to_float32(ops.flip(a, axis=1) if backwards else a, step)
+    s += _broadcast_over_time(b)
+    maps = _broadcast_over_time(u), s
     if step.activation is RELU:
         infinity = ops.full((1, 1, 1), np.inf, s.dtype)
         # Finite, for infinity times zero would be no number.
@@ -857,7 +872,7 @@ def _parallel_forward(
             ops.where(mask[:, :, None], x, ops.cast(y, x.dtype))
             for x, y in zip(maps, same)
         )
-    maps = _anew(maps[0], reset), *maps[1:]
+    maps = _zero_at_resets(maps[0], reset), *maps[1:]
     return (ops.cast(_scan(maps, h0), a.dtype),), ()
 
 
@@ -882,41 +897,43 @@ def _parallel_backward(
     total_t = g_t + j_{t+1} * total_{t+1},    j_t = dh_t / dh_{t-1}
     """
     given = *all_states, weights, states
-    g, (h,), weights, (h0,) = _wide((g, all_states, weights, states), step)
-    (u,), _ = _dropped(weights, dropout)
-    j = step.pullback(h, _factor(u))
+    g, (h,), weights, (h0,) = _to_float32(
+        (g, all_states, weights, states), step
+    )
+    (u,), _ = _apply_dropout(weights, dropout)
+    j = step.pullback(h, _broadcast_over_time(u))
     if mask is not None:
         j = ops.where(mask[:, :, None], j, ops.ones_like(j))
-    j = _anew(j, reset)
+    j = _zero_at_resets(j, reset)
     # From the end; what is behind the last step is multiplied by zero.
     maps = ops.flip(ops.roll(j, -1, axis=1), axis=1), ops.flip(g, axis=1)
     # Finite, for an infinite gradient of what ReLU cuts off is none.
     total = _scan(
         maps,
         ops.zeros_like(h0),
-        lambda g, f: tuple(map(_finite, _compose(g, f))),
+        lambda g, f: tuple(map(_clip_to_finite, _compose(g, f))),
     )
     total = ops.flip(total, axis=1)
     delta = step.pullback(h, total)
     if mask is not None:
         delta = ops.where(mask[:, :, None], delta, ops.zeros_like(delta))
     before = ops.concatenate([h0[:, None], h[:, :-1]], axis=1)
-    products = delta * _anew(before, reset)
-    sums = (ops.sum(_total(x), axis=1) for x in (products, delta))
+    products = delta * _zero_at_resets(before, reset)
+    sums = (ops.sum(_to_accumulator(x), axis=1) for x in (products, delta))
     gradients = (
         ops.flip(delta, axis=1) if backwards else delta,
         tuple((x,) for x in sums),
         (j[:, 0] * total[:, 0],),
     )
-    return _as_given(gradients, given, dropout)
+    return _to_given_dtypes(gradients, given, dropout)
 
 
-def _factor(weight):
+def _broadcast_over_time(weight):
     """(N,) or (B, N), the same for all steps: (1 or B, 1, N)."""
     return ops.reshape(weight, (-1, 1, weight.shape[-1]))
 
 
-def _anew(x, reset):
+def _zero_at_resets(x, reset):
     """x (B or 1, T or 1, N), zeros where a step begins anew."""
     if reset is None:
         return x
@@ -931,7 +948,7 @@ def _apply(f, h):
 
 def _compose(g, f):
     """The map h -> g(f(h))."""
-    m, s = _finite(g[0] * f[0]), g[1] + g[0] * f[1]
+    m, s = _clip_to_finite(g[0] * f[0]), g[1] + g[0] * f[1]
     if len(f) == 2:
         return m, s
     low = _clip(g[1] + g[0] * f[2], *g[2:])
@@ -948,7 +965,7 @@ def _clip(x, low, high):
     return ops.where(x < low, low, ops.where(x > high, high, x))
 
 
-def _finite(x):
+def _clip_to_finite(x):
     return _clip(x, -_largest(x), _largest(x))
 
 
@@ -978,28 +995,30 @@ def _scan(maps, h, compose=_compose, apply=_apply):
         return list(after)[1:]
 
     length = max(x.shape[1] for x in maps)
-    if length <= CHUNK:
+    if length <= CHUNK_STEPS:
         steps = [
             tuple(x[:, min(t, x.shape[1] - 1)] for x in maps)
             for t in range(length)
         ]
         return ops.stack(states(steps, h), axis=1)
-    count = -(-length // CHUNK)
+    count = -(-length // CHUNK_STEPS)
     # The padding is behind all steps, and what comes of it is cut off.
-    padding = [[0, 0], [0, count * CHUNK - length], [0, 0]]
+    padding = [[0, 0], [0, count * CHUNK_STEPS - length], [0, 0]]
     chunks = [
         x
         if x.shape[1] == 1
-        else ops.reshape(ops.pad(x, padding), (-1, count, CHUNK, x.shape[-1]))
+        else ops.reshape(
+            ops.pad(x, padding), (-1, count, CHUNK_STEPS, x.shape[-1])
+        )
         for x in maps
     ]
     steps = [
         tuple(x if x.shape[1] == 1 else x[:, :, t] for x in chunks)
-        for t in range(CHUNK)
+        for t in range(CHUNK_STEPS)
     ]
     whole = functools.reduce(lambda f, g: compose(g, f), steps)
     ends = _scan(whole, h, compose, apply)
     h = ops.concatenate([h[:, None], ends[:, :-1]], axis=1)
     h = ops.stack(states(steps, h), axis=2)
-    h = ops.reshape(h, (-1, count * CHUNK, h.shape[-1]))
+    h = ops.reshape(h, (-1, count * CHUNK_STEPS, h.shape[-1]))
     return h[:, :length]

@@ -5,13 +5,13 @@ Axis letters: B batch, T time, F input features, N units.
 
 import keras
 
-from ind_rnn import ElementwiseRNN, _of_cell
+from ind_rnn import ElementwiseRNN, _cell_property
 from ind_rnn_recurrence import fused_activations
 from indy_cell import IndyGRUCell, IndyLSTMCell
 
 
 class _IndyLayer(ElementwiseRNN):
-    recurrent_activation = _of_cell("recurrent_activation")
+    recurrent_activation = _cell_property("recurrent_activation")
 
     def fused_step(self):
         activations = fused_activations(self.cell, *self.cell.step)
@@ -128,7 +128,7 @@ class IndyLSTM(_IndyLayer):
             **kwargs,
         )
 
-    unit_forget_bias = _of_cell("unit_forget_bias")
+    unit_forget_bias = _cell_property("unit_forget_bias")
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
@@ -227,4 +227,4 @@ class IndyGRU(_IndyLayer):
             **kwargs,
         )
 
-    reset_after = _of_cell("reset_after")
+    reset_after = _cell_property("reset_after")

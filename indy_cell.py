@@ -19,62 +19,8 @@ from ind_rnn_cell import (
     _check_step,
     _integer,
     _number,
-    _OfThread,
+    _ThreadLocal,
 )
-
-
-@keras.saving.register_keras_serializable(package="ind_rnn")
-class GateTimeConstants(keras.initializers.Initializer):
-    """Biases of forget gates that keep a state for different numbers of steps.
-
-        f = exp(-1 / tau),    tau log-uniform over [shortest, longest]
-
-    at inputs of zero: a state falls to 1/e of itself in tau steps. A cell with
-    such a `bias_initializer` starts all its other biases with zeros. The
-    default of IndyLSTM and IndyGRU, chosen by `benchmarks/drop_in.py`. In the
-    chrono initialization, arXiv 1804.11188, tau is uniform, and input gates
-    close as well.
-
-    Arguments:
-        shortest: The shortest time constant, in steps, a number > 0. Default:
-            0.5.
-        longest: The longest one, a number >= `shortest`. Default: None, the
-            number of time steps if the layer knows it, or 1000.
-        seed: An integer, or None for another one in each instance. An instance
-            draws the same values each time. Default: None.
-
-    Call arguments:
-        shape: That of the biases of the forget gates, (N,).
-
-    Raises:
-        ValueError, TypeError: If an argument has a wrong type or range.
-
-    Example:
-        >>> bias = GateTimeConstants(longest=100)((64,))
-        >>> f = ops.sigmoid(bias)
-        >>> bool(ops.max(f) <= 0.991)
-        True
-    """
-
-    def __init__(self, shortest=0.5, longest=None, seed=None):
-        self._kept = TimeConstants(shortest, longest, negative=0.0, seed=seed)
-
-    def __call__(self, shape, dtype=None):
-        f = self._kept(shape, "float32")
-        # The inverse of the sigmoid. In float32, 1 - f may be 0.
-        bias = ops.log(f) - ops.log(ops.maximum(1 - f, 1e-7))
-        return ops.cast(bias, dtype or keras.config.floatx())
-
-    def with_defaults(self, time_steps):
-        """The same, up to so many steps if `longest` is None."""
-        result = copy.copy(self)
-        result._kept = self._kept.with_defaults(time_steps)
-        return result
-
-    def get_config(self):
-        config = self._kept.get_config()
-        del config["negative"]
-        return config
 
 
 class LSTMStep(NamedTuple):
@@ -150,12 +96,12 @@ class _IndyCell:
         self.implementation = 2
         self.dropout_mask_count = None
         self.time_steps = None
-        self._values_of_thread = threading.local()
+        self._thread_values = threading.local()
 
     # Names of Keras' own; under others, its masks are again those of all
     # threads.
-    _dropout_mask = _OfThread()
-    _recurrent_dropout_mask = _OfThread()
+    _dropout_mask = _ThreadLocal()
+    _recurrent_dropout_mask = _ThreadLocal()
 
     def build(self, input_shape):
         _check_step(input_shape)
@@ -179,7 +125,7 @@ class _IndyCell:
             self.bias = self.add_weight(
                 shape=self._bias_shape(),
                 name="bias",
-                initializer=self._start_of_bias,
+                initializer=self._initial_bias,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
@@ -217,7 +163,7 @@ class _IndyCell:
         """Factors of h and biases of the gates, (N,), in a tuple each."""
         return self._by_gate(self.recurrent_kernel), self._biases()
 
-    def _start_of_bias(self, shape, dtype=None):
+    def _initial_bias(self, shape, dtype=None):
         initializer = self.bias_initializer
         if not isinstance(initializer, GateTimeConstants):
             return initializer(shape, dtype=dtype)
@@ -344,8 +290,8 @@ class IndyLSTMCell(_IndyCell, keras.layers.LSTMCell):
     def _bias_shape(self):
         return (4 * self.units,)
 
-    def _start_of_bias(self, shape, dtype=None):
-        bias = super()._start_of_bias(shape, dtype)
+    def _initial_bias(self, shape, dtype=None):
+        bias = super()._initial_bias(shape, dtype)
         if not self.unit_forget_bias:
             return bias
         return self._with_forget_gates(bias, ops.ones((self.units,), dtype))
@@ -459,3 +405,57 @@ class IndyGRUCell(_IndyCell, keras.layers.GRUCell):
         z, r, g = self._by_gate(self.bias[0])
         of_h = self._by_gate(self.bias[1])
         return z + of_h[0], r + of_h[1], g, of_h[2]
+
+
+@keras.saving.register_keras_serializable(package="ind_rnn")
+class GateTimeConstants(keras.initializers.Initializer):
+    """Biases of forget gates that keep a state for different numbers of steps.
+
+        f = exp(-1 / tau),    tau log-uniform over [shortest, longest]
+
+    at inputs of zero: a state falls to 1/e of itself in tau steps. A cell with
+    such a `bias_initializer` starts all its other biases with zeros. The
+    default of IndyLSTM and IndyGRU, chosen by `benchmarks/drop_in.py`. In the
+    chrono initialization, arXiv 1804.11188, tau is uniform, and input gates
+    close as well.
+
+    Arguments:
+        shortest: The shortest time constant, in steps, a number > 0. Default:
+            0.5.
+        longest: The longest one, a number >= `shortest`. Default: None, the
+            number of time steps if the layer knows it, or 1000.
+        seed: An integer, or None for another one in each instance. An instance
+            draws the same values each time. Default: None.
+
+    Call arguments:
+        shape: That of the biases of the forget gates, (N,).
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range.
+
+    Example:
+        >>> bias = GateTimeConstants(longest=100)((64,))
+        >>> f = ops.sigmoid(bias)
+        >>> bool(ops.max(f) <= 0.991)
+        True
+    """
+
+    def __init__(self, shortest=0.5, longest=None, seed=None):
+        self._kept = TimeConstants(shortest, longest, negative=0.0, seed=seed)
+
+    def __call__(self, shape, dtype=None):
+        f = self._kept(shape, "float32")
+        # The inverse of the sigmoid. In float32, 1 - f may be 0.
+        bias = ops.log(f) - ops.log(ops.maximum(1 - f, 1e-7))
+        return ops.cast(bias, dtype or keras.config.floatx())
+
+    def with_defaults(self, time_steps):
+        """The same, up to so many steps if `longest` is None."""
+        result = copy.copy(self)
+        result._kept = self._kept.with_defaults(time_steps)
+        return result
+
+    def get_config(self):
+        config = self._kept.get_config()
+        del config["negative"]
+        return config

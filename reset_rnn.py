@@ -60,8 +60,8 @@ class ResetRNN(keras.layers.RNN):
     ):
         if isinstance(mask, MaskAndReset):
             mask, reset = mask
-        mask = _of_time("mask", _mask_of(sequences, mask), sequences)
-        reset = _of_time("reset", reset, sequences)
+        mask = _check_per_step("mask", _mask_of(sequences, mask), sequences)
+        reset = _check_per_step("reset", reset, sequences)
         return super().call(
             sequences,
             initial_state=initial_state,
@@ -70,7 +70,7 @@ class ResetRNN(keras.layers.RNN):
         )
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
-        mask, reset = self.taken_apart(mask)
+        mask, reset = self.split_mask_and_reset(mask)
         if reset is None:
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
@@ -92,7 +92,7 @@ class ResetRNN(keras.layers.RNN):
             ops.concatenate([sequences, flag], axis=-1), initial_state, mask
         )
 
-    def taken_apart(self, mask):
+    def split_mask_and_reset(self, mask):
         """What `call` has handed on: a mask, and the steps read from zeros.
 
         The first step of a sequence; the last one with `go_backwards`.
@@ -180,7 +180,7 @@ def _mask_of(sequences, mask):
     return getattr(sequences, "_keras_mask", None) if mask is None else mask
 
 
-def _of_time(name, values, sequences):
+def _check_per_step(name, values, sequences):
     """A mask or resets as bools (B, T), or None. As in dilated_rnn.py."""
     if isinstance(values, (list, tuple)):
         # One mask for each input, as Keras has it, or numbers in lists.
@@ -193,7 +193,7 @@ def _of_time(name, values, sequences):
     expected = tuple(sequences.shape[:2])
     if len(values.shape) == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
-    if not _fits(values.shape, expected):
+    if not _shapes_match(values.shape, expected):
         raise ValueError(
             f"`{name}` must have shape (batch, time), here {expected}, got "
             f"{tuple(values.shape)}"
@@ -202,7 +202,7 @@ def _of_time(name, values, sequences):
     return ops.cast(ops.reshape(values, ops.shape(sequences)[:2]), "bool")
 
 
-def _fits(shape, expected):
+def _shapes_match(shape, expected):
     """Whether a shape may be the expected one, as far as both are known."""
     return len(shape) == len(expected) and all(
         None in pair or pair[0] == pair[1]

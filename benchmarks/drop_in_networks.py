@@ -147,7 +147,7 @@ def options(model, time_steps):
             )
         },
         "stacked, time constants": tau(),
-        "stacked, not normalized": {"batch_normalization": None},
+        "stacked, not normalized": {"normalization": None},
         "all positive": tau(negative=0.0),
         "half negative": tau(negative=0.5),
         "longest 1000": {**gain(time_steps=1000), **tau(longest=1000)},

@@ -4,6 +4,8 @@
         --picture img/drop_in/drop_in.png
     python benchmarks/drop_in_report.py out/gates/runs.csv --study gates \
         --picture img/drop_in/gates.png
+    python benchmarks/drop_in_report.py benchmarks/drop_in.csv --networks deep \
+        --tasks pixels characters copy --picture img/drop_in/deep.png
 
 A figure is the mean over the seeds and their standard deviation; accuracies are
 those of rows, pixels, permuted and words, all others losses. A score after some
@@ -295,18 +297,31 @@ NETWORKS = {
         ("IndyLSTM, 2 layers", "IndyLSTM", 2, "tab:olive"),
         ("IndyGRU", "IndyGRU", 1, "tab:purple"),
     ),
+    "deep": (
+        ("LSTM, 2 layers", "LSTM", 2, "tab:red"),
+        ("GRU, 2 layers", "GRU", 2, "tab:orange"),
+        ("stacked_ind_rnn, 6 layers", "stacked", 6, "tab:green"),
+    ),
 }
 
 
-def draw(study, networks, path):
+def draw(study, networks, tasks, path):
     """Scores over seconds, a panel for each task."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 5, figsize=(14, 5), layout="constrained")
-    for panel, task in zip(axes.flat, study.tasks, strict=False):
+    columns = min(5, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, axes = pyplot.subplots(
+        rows,
+        columns,
+        figsize=(max(9, 2.8 * columns), 0.4 + 2.4 * rows),
+        layout="constrained",
+        squeeze=False,
+    )
+    for panel, task in zip(axes.flat, tasks, strict=False):
         for label, model, layers, color in networks:
             runs = study.seeds(task, model, layers)
             if not runs:
@@ -339,13 +354,25 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=pathlib.Path, help="a runs.csv")
-    parser.add_argument("--study", choices=NETWORKS, default="ind_rnn")
+    parser.add_argument("--study", choices=TABLES, default="ind_rnn")
     parser.add_argument("--picture", type=pathlib.Path, metavar="FILE")
+    parser.add_argument(
+        "--networks",
+        choices=NETWORKS,
+        help="what the picture shows (default: that of the study)",
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", help="in the picture (default: all)"
+    )
     args = parser.parse_args(argv)
     study = Study(read(args.runs))
     TABLES[args.study](study)
     if args.picture:
-        draw(study, NETWORKS[args.study], args.picture)
+        tasks = args.tasks or study.tasks
+        if unknown := set(tasks) - set(study.tasks):
+            parser.error(f"--tasks: {unknown} not in {study.tasks}")
+        networks = NETWORKS[args.networks or args.study]
+        draw(study, networks, tasks, args.picture)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,9 @@ def build_model(args):
     if args.model == "residual":
         model = residual_ind_rnn(num_blocks=args.layers // 2, **options)
     else:
-        normalization = "after" if args.model == "stacked" else None
         model = stacked_ind_rnn(
             num_layers=args.layers,
-            batch_normalization=normalization,
+            normalization="batch" if args.model == "stacked" else None,
             **options,
         )
     model.compile(

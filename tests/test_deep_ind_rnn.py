@@ -321,26 +321,6 @@ def test_recurrent_initializer(network, long_memory):
 
 
 @every_network
-@pytest.mark.parametrize(
-    "old, new",
-    [
-        ("after", {}),
-        ("after", {"normalization": "batch", "place": "after"}),
-        ("before", {"place": "before"}),
-        (None, {"normalization": None}),
-    ],
-)
-def test_batch_normalization_of_old(network, old, new):
-    """The argument of version 1.0, and what it means now."""
-
-    def kinds(**options):
-        keras.utils.set_random_seed(4)
-        return [type(layer) for layer in small(network, **options).layers]
-
-    assert kinds(batch_normalization=old) == kinds(**new)
-
-
-@every_network
 @pytest.mark.parametrize("num_outputs", [None, 5])
 def test_weight_decay(network, num_outputs):
     options = {"num_outputs": num_outputs, "long_memory": True}
@@ -565,7 +545,6 @@ OF_ALL = [
     ("num_outputs", [0, 1.5, True]),
     ("normalization", ["middle", True, "after"]),
     ("place", ["middle", True, None]),
-    ("batch_normalization", ["middle", True, "layer"]),
     ("max_steps", [0, 1.5, True]),
     ("weight_decay", [-0.1, "a", float("inf")]),
     ("recurrent_max_abs", [-1.0, "a", True]),
@@ -597,10 +576,6 @@ def test_errors_name_argument_and_value(network):
         small(network, max_steps=3, normalization="layer")
     with pytest.raises(ValueError, match="`place`.*before"):
         small(network, place="before", normalization=None)
-    for name, value in (("normalization", "rms"), ("place", "before")):
-        options = {name: value, "batch_normalization": "after"}
-        with pytest.raises(ValueError, match=f"`{name}`.*{value}"):
-            small(network, **options)
     with pytest.raises(TypeError, match="no_such"):
         small(network, no_such=1)
 
@@ -645,18 +620,16 @@ def test_errors_of_parts(make, name, value):
     assert str(value) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "make, name, hint",
-    [
-        (stacked_ind_rnn, "unit", ", did you mean `units`?"),
-        (residual_ind_rnn, "normalisation", "`normalization`?"),
-        (dense_ind_rnn, "default_name", "is no argument of dense_ind_rnn"),
-        (dense_ind_rnn, "xyz", "`xyz` is no argument of dense_ind_rnn"),
-    ],
-)
-def test_unknown_arguments_are_named(make, name, hint):
-    with pytest.raises(TypeError) as caught:
-        make((5, 2), **{name: 4})
-    message = str(caught.value)
-    assert f"`{name}` is no argument of {make.__name__}" in message
-    assert hint in message and "_Network" not in message
+@every_network
+def test_signatures_show_their_arguments(network):
+    parameters = inspect.signature(network).parameters
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+    shared = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert shared[0] == "activation" and shared[-1] == "name"
+    defaults = {name: parameters[name].default for name in shared}
+    assert defaults == {
+        name: inspect.signature(stacked_ind_rnn).parameters[name].default
+        for name in shared
+    }
+    with pytest.raises(TypeError, match=f"{network.__name__}.*'unit'"):
+        network((5, 2), unit=4)

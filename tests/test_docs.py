@@ -104,7 +104,7 @@ def test_pictures_exist():
     assert pictures and all((ROOT / path).exists() for path in pictures)
 
 
-@pytest.mark.parametrize("name", ["_of_time", "_fits"])
+@pytest.mark.parametrize("name", ["_check_per_step", "_shapes_match"])
 def test_what_two_files_share_is_the_same(name):
     """A file that is copied alone has its own."""
     here, there = (

@@ -595,9 +595,9 @@ def test_weights_of_keras_ind_rnn():
     kernel, bias = data(F, N), data(N, phase=1.0)
     u = np.array([-0.7, 1.9, 0.5, -2.0, 0.9])
     x, h = data(B, T, F, phase=2.0), np.zeros((B, N))
-    in_use = np.clip(u, 0, clip_max)
+    straight_through = np.clip(u, 0, clip_max)
     for t in range(T):
-        h = np.maximum(x[:, t] @ kernel + in_use * h + bias, 0)
+        h = np.maximum(x[:, t] @ kernel + straight_through * h + bias, 0)
     layer = IndRNN(
         N,
         recurrent_constraint="non_neg",

@@ -20,7 +20,7 @@ from ind_rnn_normalization import (
     RMSNormalization,
     TimeStepBatchNormalization,
 )
-from ind_rnn_recurrence import _told
+from ind_rnn_recurrence import _attached
 from pairs import data, masked, softsign, weighted
 
 B, T, F, N = 4, 6, 3, 4
@@ -407,7 +407,9 @@ def test_moments_of_the_loop(case, mode, dtype):
                 tape.watch(x)
                 h = layer(x, training=True)
                 h = h[0] if isinstance(h, (list, tuple)) else h
-                mean, variance = _told(h, "moments") or tf.nn.moments(h, (0, 1))
+                mean, variance = _attached(h, "moments") or tf.nn.moments(
+                    h, (0, 1)
+                )
                 loss = (
                     weighted(h)
                     + weighted(mean[None])
@@ -436,7 +438,7 @@ def test_moments_in_parts():
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
             h = layer(x, training=True)
-            told, plain = _told(h, "moments"), tf.nn.moments(h, (0, 1))
+            told, plain = _attached(h, "moments"), tf.nn.moments(h, (0, 1))
             told, plain = (weighted(tf.stack(m)) for m in (told, plain))
         return [[m, tape.gradient(m, x)] for m in (told, plain)]
 
@@ -459,7 +461,7 @@ def test_moments_far_from_zero(offset):
         with_moments=True,
     )
     h = layer(tf.constant(x, "float32"), training=True)
-    mean, variance = _told(h, "moments")
+    mean, variance = _attached(h, "moments")
     exact = h.numpy().astype("float64")
     np.testing.assert_allclose(mean, exact.mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(variance, exact.var((0, 1)), rtol=1e-3)
@@ -558,7 +560,7 @@ def test_running_statistics_in_half_precision(dtype):
 def test_where_no_moments_are_told(options, call):
     options = {"with_moments": True, "return_sequences": True} | options
     h = IndRNN(N, **options)(data(B, T, F), **{"training": True} | call)
-    assert _told(h, "moments") is None
+    assert _attached(h, "moments") is None
 
 
 @pytest.mark.parametrize("kind", ["batch", "layer"])

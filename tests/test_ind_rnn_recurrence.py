@@ -13,7 +13,7 @@ import ind_rnn_recurrence
 from cases import each_value, every_pair
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-from ind_rnn_recurrence import CHUNK, LENGTHS, IndRNNStep
+from ind_rnn_recurrence import CHUNK_STEPS, PADDED_LENGTHS, IndRNNStep
 from pairs import (
     AXES,
     B,
@@ -88,11 +88,19 @@ def test_loops_copy_no_whole_array(
 
 
 # Chunks, and chunks of chunks, that are full and that are not.
-TIMES = (2, CHUNK, CHUNK + 1, 2 * CHUNK, CHUNK**2, CHUNK**2 + 1, 3 * CHUNK**2)
+TIMES = (
+    2,
+    CHUNK_STEPS,
+    CHUNK_STEPS + 1,
+    2 * CHUNK_STEPS,
+    CHUNK_STEPS**2,
+    CHUNK_STEPS**2 + 1,
+    3 * CHUNK_STEPS**2,
+)
 
 
 OF_PARALLEL = {
-    "time": (2, CHUNK + 1, CHUNK**2, CHUNK**2 + 1),
+    "time": (2, CHUNK_STEPS + 1, CHUNK_STEPS**2, CHUNK_STEPS**2 + 1),
     "activation": ("relu", "linear"),
     "go_backwards": (False, True),
     "recurrent_dropout": (0.0, 0.4),
@@ -209,8 +217,8 @@ def test_parallel_has_few_dependent_steps(time):
         lambda f, h: functools.reduce(np.maximum, [*f, h]) + 1,
     )
     assert depth.shape == (1, time, 1)
-    levels = next(n for n in itertools.count(1) if CHUNK**n >= time)
-    assert np.max(depth) <= (2 * CHUNK - 1) * levels
+    levels = next(n for n in itertools.count(1) if CHUNK_STEPS**n >= time)
+    assert np.max(depth) <= (2 * CHUNK_STEPS - 1) * levels
     if time == 100_000:
         assert np.max(depth) < 100
 
@@ -264,8 +272,8 @@ def test_automatic_choice(monkeypatch, activation, time, fits, on_gpu):
 )
 def test_parts_of_a_batch(monkeypatch, case, mode, batch):
     """Three of them, of unequal sizes; of an unknown batch some are empty."""
-    monkeypatch.setattr(ind_rnn_recurrence, "PARTS", 3)
-    monkeypatch.setattr(ind_rnn_recurrence, "SMALL", 0)
+    monkeypatch.setattr(ind_rnn_recurrence, "MAX_BATCH_SPLITS", 3)
+    monkeypatch.setattr(ind_rnn_recurrence, "MIN_ELEMENTS_TO_SPLIT", 0)
     monkeypatch.setattr(ind_rnn_recurrence.os, "cpu_count", lambda: 3)
     sizes = []
     forward = ind_rnn_recurrence._forward
@@ -300,7 +308,7 @@ def test_parts_of_a_batch(monkeypatch, case, mode, batch):
     [
         ((32, 784, 128), 2, 2),
         ((32, 784, 128), 1, 0),
-        ((32, 784, 128), 64, ind_rnn_recurrence.PARTS),
+        ((32, 784, 128), 64, ind_rnn_recurrence.MAX_BATCH_SPLITS),
         ((None, 784, 128), 2, 2),
         ((3, 100_000, 128), 4, 3),
         ((1, 100_000, 128), 2, 0),
@@ -316,7 +324,7 @@ def test_number_of_parts(monkeypatch, shape, threads, parts):
     def number(compiled):
         found = []
         tf.function(
-            lambda: found.append(ind_rnn_recurrence._parts(a)),
+            lambda: found.append(ind_rnn_recurrence._batch_splits(a)),
             jit_compile=compiled,
         )()
         return found[0]
@@ -324,7 +332,7 @@ def test_number_of_parts(monkeypatch, shape, threads, parts):
     assert number(False) == parts
     # One thread is all that there is for a program of XLA's.
     assert number(True) == 0
-    assert ind_rnn_recurrence._parts(a) == 0  # eagerly
+    assert ind_rnn_recurrence._batch_splits(a) == 0  # eagerly
 
 
 @pytest.mark.parametrize("go_backwards", [False, True])
@@ -357,7 +365,7 @@ def test_a_stream_of_200_lengths_needs_few_programs(monkeypatch, go_backwards):
         else:
             assert call(x).shape == (B, time, N)
     assert len(seen) <= 5
-    assert {shape[1] for shape in seen} <= set(LENGTHS)
+    assert {shape[1] for shape in seen} <= set(PADDED_LENGTHS)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +376,7 @@ def test_eager_calls_of_many_lengths_need_few_programs(
     monkeypatch, form, go_backwards, mask
 ):
     """Two lengths have their own, all others share those of powers of two."""
-    monkeypatch.setattr(ind_rnn_recurrence, "_own_lengths", {})
+    monkeypatch.setattr(ind_rnn_recurrence, "_exact_lengths", {})
     lengths = set()
     names = {"sequential": ("_forward", "_backward")}.get(
         form, ("_parallel_forward", "_parallel_backward")

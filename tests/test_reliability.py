@@ -229,7 +229,7 @@ OF_NETWORKS = st.fixed_dictionaries(
     {},
     optional={
         "num_outputs": st.none() | st.integers(1, 3),
-        "batch_normalization": st.sampled_from(["before", "after", None]),
+        "normalization": st.sampled_from(["batch", "layer", "rms", None]),
         "long_memory": st.booleans(),
         "return_sequences": st.booleans(),
         "weight_decay": st.sampled_from([0.0, 1e-3]),

@@ -200,8 +200,8 @@ def test_moving_average_of_weights():
     np.testing.assert_allclose(found, average, rtol=0, atol=1e-5)
 
     # Keras averages before it constrains: the weight in use is bounded.
-    in_use = model.layers[0].cell.bounded_recurrent_kernel
-    assert np.abs(in_use).max() == np.float32(BOUND)
+    straight_through = model.layers[0].cell.bounded_recurrent_kernel
+    assert np.abs(straight_through).max() == np.float32(BOUND)
 
 
 def test_callbacks(tmp_path):

@@ -95,12 +95,12 @@ def stack_with_dynamic_rnn():
             for _ in range(steps):
                 session.run(update, {x: X})
             check_stack(*session.run([outputs, states, variables], {x: X}))
-        u, in_use = session.run(
+        u, straight_through = session.run(
             [variables[1], cells[0].bounded_recurrent_kernel]
         )
     assert (np.abs(u) > BOUND).any()
     limit = np.float32(BOUND)
-    np.testing.assert_array_equal(in_use, np.clip(u, -limit, limit))
+    np.testing.assert_array_equal(straight_through, np.clip(u, -limit, limit))
 
 
 def initial_states():
@@ -122,7 +122,10 @@ def initial_states():
 def optimizers():
     cell = new_cell()
     outputs, _ = v1.nn.dynamic_rnn(cell, X, dtype=tf.float32)
-    loss, in_use = outwards(outputs, cell), cell.bounded_recurrent_kernel
+    loss, straight_through = (
+        outwards(outputs, cell),
+        cell.bounded_recurrent_kernel,
+    )
     _, raw, _ = v1.trainable_variables()
     for optimizer in (
         v1.train.GradientDescentOptimizer(0.5),
@@ -135,7 +138,7 @@ def optimizers():
         session, losses = train(loss, optimizer, steps=50)
         name = type(optimizer).__name__
         assert losses[-1] < losses[0] - 0.1, (name, losses)
-        u, used = session.run([raw, in_use])
+        u, used = session.run([raw, straight_through])
         assert np.abs(u).max() > BOUND, name
         assert np.abs(used).max() <= np.float32(BOUND), name
         session.close()

@@ -66,7 +66,7 @@ def replicas(weight):
 
 @pytest.mark.parametrize("kind", ["layer", "dilated", "stacked"])
 def test_mirrored_fit_equals_one_device(kind, mirrored):
-    options = {"batch_normalization": None} if kind == "stacked" else {}
+    options = {"normalization": None} if kind == "stacked" else {}
     one = trained(kind, contextlib.nullcontext(), **options)
     two = trained(kind, mirrored.scope(), **options)
     assert len(one.weights) == len(two.weights) > 3
@@ -90,7 +90,7 @@ def test_steps_of_each_neuron_with_two_devices(mirrored):
 def test_statistics_are_those_of_each_replica(mirrored):
     """Each replica normalizes by, and keeps, those of its part of a batch."""
     with mirrored.scope():
-        model = network("stacked", batch_normalization="before")
+        model = network("stacked", place="before")
         model.compile(keras.optimizers.SGD(0.01), "mse")
     stack = model.layers[0]
     dense = stack.layers[1].get_weights()
