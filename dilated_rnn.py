@@ -26,38 +26,37 @@ class DilatedRNN(keras.layers.Layer):
 
         c_t = f(x_t, c_{t-d})
 
-    where f is a step of any Keras cell. With dilations 1, 2, 4, ... the path
-    from one step to another, thousands of steps away, is some dozen
-    connections long. Source: arXiv 1710.02224, section 2.
+    where f is a step of any Keras cell. With dilations 1, 2, 4, ... any two
+    steps, even thousands of steps apart, are only about a dozen connections
+    apart. Source: arXiv 1710.02224, section 2.
 
-    Step t of a layer depends on steps t - d, t - 2d, ... only, so that the d
-    phases x[j], x[j + d], x[j + 2d], ... are sequences of their own. They go
-    side by side into the batch axis, and the layer runs once, over T / d
-    steps. Nothing is unrolled: B and T may be unknown. Where only the last
-    outputs are wanted, and every dilation divides the next, no other phases
-    are computed than those that they depend on: two layers' worth of steps for
-    1, 2, 4, ..., however many layers there are. SimpleRNN has a written
-    backward pass, for first gradients; `SimpleRNN(..., unroll=True)` has
-    others.
+    Step t of a layer depends only on steps t - d, t - 2d, ..., so the d phases
+    x[j], x[j + d], x[j + 2d], ... are independent sequences. They are put side
+    by side into the batch axis, and the layer runs once, over T / d steps.
+    Nothing is unrolled, and B and T may be unknown. Without
+    `return_sequences`, if every dilation divides the next, only the phases that
+    the last outputs depend on are computed. For 1, 2, 4, ... that is two
+    layers' worth of steps, for any number of layers. SimpleRNN has a backward
+    pass of its own, with first gradients only; for second gradients use
+    `SimpleRNN(..., unroll=True)`.
 
     Arguments:
         cells: A list, bottom layer first, of Keras cells and recurrent layers
-            (LSTM, GRU, IndRNN, ...) that are not built yet. Layers have their
-            own fast way through a sequence. Cells become part of DilatedRNN;
-            of layers, copies do, which return sequences and states.
+            (LSTM, GRU, IndRNN, ...) that are not built yet. Cells are used as
+            they are. Layers are copied, and keep their own fast loop.
         dilations: A list of positive integers, one for each cell. Default:
             1, 2, 4, ...
         return_sequences: Whether to return the outputs of all steps rather
             than the last ones. Default: False.
         return_state: Whether to return the last states too. Default: False.
-        stateful: Whether a batch starts from the states in which the one
-            before it ended. Default: False.
-        go_backwards: Whether to read the sequence from its end; outputs come
+        stateful: Whether each batch continues from the final states of the
+            batch before. Default: False.
+        go_backwards: Whether to read the sequence from its end. Outputs come
             in the order of reading. Default: False.
         zero_output_for_mask: Whether `return_sequences` gives zeros for a
             masked step rather than the output before it. Default: False.
-        **kwargs: Of `keras.layers.Layer`: `name`, `dtype` (of what is
-            returned; cells have their own), `activity_regularizer`, ...
+        **kwargs: Of `keras.layers.Layer`: `name`, `activity_regularizer`,
+            `dtype` (of the outputs; each cell has its own), ...
 
     Call arguments:
         sequences: (B, T, F).
@@ -65,29 +64,27 @@ class DilatedRNN(keras.layers.Layer):
             layer (an LSTM has two), the states of the d steps before the
             first one, in the order of time. Default: the cells' own initial
             states, as a rule zeros.
-        mask: (B, T), false where a step is to be skipped, as though it were
-            not in the sequence. Default: None.
+        mask: (B, T), false where a step is skipped. Default: None.
         training: Whether to apply the dropout of the cells, with one mask for
             all steps of a row. Default: False.
-        reset: (B, T), true at the first step of a sequence: each layer forgets
-            its last d states, and outputs, last states and gradients are those
-            of a call for each sequence. More on it in `ResetRNN` of
-            `reset_rnn.py`, which runs the cells then. Default: None.
+        reset: (B, T), true at the first step of each sequence, if a row holds
+            several. There each layer forgets its last d states. Needs
+            `ResetRNN` of `reset_rnn.py`, which runs the cells then. Default:
+            None.
 
     Returns:
         With `return_sequences`, (B, T, N). Otherwise the last d outputs in the
-        order of time, (B, d * N), where d is the first dilation (the fusion of
-        section 2.2: no single output has seen all steps), with zeros in
-        place of outputs before the first step. With `return_state` the last
-        states follow, in the form of `initial_state`: a sequence in chunks of
-        any lengths, states carried, gives what the whole gives.
+        order of time, (B, d * N), where d is the first dilation: if d > 1, no
+        single output has seen all steps (section 2.2 of the paper). Outputs
+        before the first step are zeros. With `return_state` the last states
+        follow, in the form of `initial_state`. A sequence in chunks of any
+        lengths, with the states carried, gives the same as the whole.
 
     Raises:
         ValueError, TypeError: If an argument has a wrong type, length or
             range, a layer has options that DilatedRNN has itself, or tensors
             have a wrong shape.
-        ModuleNotFoundError: If `reset` is given, and reset_rnn.py is not
-            there.
+        ModuleNotFoundError: If `reset` is given without reset_rnn.py.
 
     Example:
         >>> model = keras.Sequential([
@@ -473,15 +470,15 @@ class DilatedRNN(keras.layers.Layer):
 
 
 def dilated_rnn(cell_type, hidden_structs, dilations, **kwargs):
-    """A DilatedRNN of one kind of cell, in the words of the authors' code.
+    """A DilatedRNN of one kind of cell, with the authors' argument names.
 
     Arguments:
         cell_type: "RNN", "LSTM", "GRU" or "IndRNN" (this one from
             `ind_rnn.py`).
         hidden_structs: A list: the units of each layer, bottom layer first.
         dilations: A list: the dilation of each layer.
-        **kwargs: Of `DilatedRNN`; all others go to every cell, `dtype` to
-            both. With a `seed`, layer l gets `seed` + l.
+        **kwargs: Those of `DilatedRNN` go there, all others to every cell,
+            and `dtype` to both. With a `seed`, layer l gets `seed` + l.
 
     Returns:
         A `DilatedRNN`.
@@ -559,24 +556,23 @@ def _ind_rnn(units, **options):
 
 
 def mean_recurrent_length(dilations):
-    """How long the paths through a dilated network are, in connections.
-
-    With m the largest dilation, and d(n) the length of the shortest path from
-    the input at one step to the output n steps later, counting recurrent
-    connections and those from layer to layer:
+    """The mean length of paths through a dilated network, in connections.
 
         (d(1) + ... + d(m)) / m
 
-    Source: arXiv 1710.02224, section 3 (the mean recurrent length), computed
-    from the graph rather than from a closed form. For dilations 1, 2, 4, ...,
-    256 it is 12.0; for as many layers without dilations and the same m, 136.5.
+    where m is the largest dilation and d(n) the length of the shortest path
+    from the input at one step to the output n steps later. It counts recurrent
+    connections and those from layer to layer. Source: arXiv 1710.02224, section
+    3 (the mean recurrent length), computed from the graph rather than from a
+    closed form. For dilations 1, 2, 4, ..., 256 it is 12.0; for as many layers
+    without dilations and the same m, 136.5.
 
     Arguments:
         dilations: A list of positive integers, one for each layer.
 
     Returns:
-        A float; infinity if some distance cannot be bridged, as with even
-        dilations only.
+        A float. Infinity if some distance cannot be bridged, for example if
+        all dilations are even.
 
     Raises:
         ValueError, TypeError: If `dilations` is no such list.
@@ -590,10 +586,10 @@ def mean_recurrent_length(dilations):
 
 
 class _FastSimpleRNN(keras.layers.RNN):
-    """`keras.layers.RNN`, with a faster way for SimpleRNNCell.
+    """`keras.layers.RNN` with a faster loop for SimpleRNNCell.
 
-    All inputs are projected in one matrix product, and the backward pass of
-    the recurrence is written.
+    One matrix product projects all inputs, and the recurrence has a backward
+    pass of its own.
     """
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
@@ -780,7 +776,7 @@ def _copy(layer):
 
 
 def _without_build_config(config):
-    """That of a cell, which DilatedRNN builds itself."""
+    """A cell's config without its shapes: DilatedRNN builds the cell."""
     return {name: config[name] for name in config if name != "build_config"}
 
 

@@ -211,21 +211,19 @@ class IndRNN(ElementwiseRNN):
 
         h_t = activation(x_t @ kernel + recurrent_kernel * h_{t-1} + bias)
 
-    Equals `keras.layers.RNN(IndRNNCell(...))` in outputs, states and first
-    gradients, at a fraction of its time: one matrix product projects all time
-    steps, and one compiled loop, with a written backward pass, runs the
-    recurrence. Keras' own loop takes over where that cannot be: with
-    `unroll=True` (which also has gradients of gradients), an activation that
-    is a layer or no function of its argument alone, functions run eagerly, in
-    exports, or on another backend than TensorFlow and JAX. The loop is
-    compiled anew for every shape; where T is unknown, and eagerly from the
-    third length on, for every power of two. Source: arXiv 1803.04831, section
-    3.
+    It equals `keras.layers.RNN(IndRNNCell(...))` in outputs, states and first
+    gradients, in a fraction of the time. One matrix product projects all time
+    steps, and one compiled loop with its own backward pass runs the recurrence.
+    XLA compiles it once for every shape. If T is unknown, and eagerly from the
+    third length on, it compiles for every power of two instead. Source: arXiv
+    1803.04831, section 3.
 
-    An activation of one's own is traced once for each layer, like a
-    `tf.function`: what it reads from Python is read then. One that draws
-    random numbers, reads variables or outer tensors, or calls back into
-    Python takes Keras' loop.
+    Keras' own, slower loop runs with `unroll=True` (which also has second
+    gradients), in exports, when functions run eagerly, on other backends than
+    TensorFlow and JAX, and with an activation that is a layer, draws random
+    numbers, reads variables or outer tensors, or calls back into Python. Other
+    activations of your own are traced once for each layer, like a
+    `tf.function`: values that they read from Python are read then.
 
     Weights: those of `IndRNNCell`, in the attribute `cell`.
 
@@ -237,35 +235,36 @@ class IndRNN(ElementwiseRNN):
         recurrent_max_abs, dropout, recurrent_dropout, seed:
             As in `IndRNNCell`.
         activity_regularizer: Regularizer of the output. Default: None.
-        return_sequences: Whether to return h_t of every step rather than of
+        return_sequences: Whether to return h_t of all steps rather than of
             the last one. Default: False.
         return_state: Whether to return the last state too. Default: False.
-        go_backwards: Whether to read the sequence from its end; outputs come
+        go_backwards: Whether to read the sequence from its end. Outputs come
             in the order of reading. Default: False.
-        stateful: Whether a batch starts from the state in which the one
-            before it ended. Default: False.
+        stateful: Whether each batch continues from the final state of the
+            batch before. Default: False.
         unroll: Whether to unroll Keras' loop, for short T. Default: False.
         zero_output_for_mask: Whether a masked step returns zeros rather than
             the output before it. Default: False.
-        implementation: "sequential" for a loop over the steps; "parallel",
-            with "relu" or "linear", for an exact scan in O(log T) dependent
-            steps; or "auto", parallel on a GPU where that is possible.
-            Default: "auto".
-        with_moments: Whether training takes mean and variance of all outputs
-            along, so that a `BatchNormalization` of `ind_rnn_normalization`
-            that follows costs next to nothing. It needs `return_sequences`; in
-            the sequential form alone, with more than one step, on TensorFlow,
-            without a mask and `unroll`. Default: False.
+        implementation: "sequential" is a loop over the steps. "parallel", for
+            "relu" and "linear", is an exact scan in O(log T) dependent steps.
+            "auto" is parallel on a GPU where that is possible. Default:
+            "auto".
+        with_moments: Whether training also computes mean and variance of all
+            outputs, for a `BatchNormalization` of `ind_rnn_normalization` that
+            follows, which then costs next to nothing. Needs
+            `return_sequences`. Without effect in the parallel form, with a
+            mask or `unroll`, for one step, and on other backends than
+            TensorFlow. Default: False.
         **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
         sequences: (B, T, F).
         initial_state: (B, N), or a list of it. Default: zeros.
-        mask: (B, T), false or 0 where a step is to be skipped. Default: None.
+        mask: (B, T), false or 0 where a step is skipped. Default: None.
         training: Whether to apply dropout. Default: False.
-        reset: (B, T), true at the first step of a sequence, where the state
-            before it is zeros: several sequences in one row. More on it in
-            `ResetRNN` of `reset_rnn.py`. Default: None.
+        reset: (B, T), true at the first step of each sequence, if a row holds
+            several. There the state starts from zeros; see `ResetRNN` of
+            `reset_rnn.py`. Default: None.
 
     Returns:
         (B, N), or (B, T, N) with `return_sequences`; with `return_state` also

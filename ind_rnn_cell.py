@@ -49,12 +49,12 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
 
         h_t = activation(x_t @ kernel + recurrent_kernel * h_{t-1} + bias)
 
-    where `*` is elementwise: neuron n has one recurrent weight u_n. Over T
-    steps its gradient scales with u_n^T, so that |u_n| <= 2^(1/T), given as
-    `recurrent_max_abs`, keeps even ReLU networks of many layers from
-    exploding, and |u_n| near 1 remembers. Source: arXiv 1803.04831, sections
+    where `*` is elementwise: neuron n has one recurrent weight u_n. With |u_n|
+    near 1 it remembers for long. Over T steps its gradient scales with u_n^T,
+    so the bound |u_n| <= 2^(1/T), given as `recurrent_max_abs`, keeps even ReLU
+    networks of many layers from exploding. Source: arXiv 1803.04831, sections
     3 and 4 (equations 2 and 5). The layer `IndRNN` of `ind_rnn.py` computes
-    whole sequences of the same steps many times faster.
+    the same for whole sequences, many times faster.
 
     Weights, with F input features and N units:
         kernel: (F, N); absent with `use_kernel=False`.
@@ -65,15 +65,14 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         units: N, a positive integer.
         activation: A function, its Keras name, or None for none. Default:
             "relu".
-        use_kernel: False if the inputs are already projected: then F must be
-            N, there is no kernel, and whatever is wanted (say, batch
-            normalization) stands between projection and recurrence. Default:
-            True.
+        use_kernel: Whether there is a kernel. Pass False if another layer
+            projects the inputs, for example to normalize them before the
+            recurrence. Then F must be N. Default: True.
         use_bias: Whether to add a bias. Default: True.
-        kernel_initializer: Default: None, `UnitGain()`: divided by most of
-            the gain of each neuron.
-        recurrent_initializer: Default: None, `TimeConstants()`: memories of
-            all lengths. Initial values outside the bound are moved onto it.
+        kernel_initializer: Default: None, which is `UnitGain()`: neurons that
+            remember longer get a smaller kernel.
+        recurrent_initializer: Default: None, which is `TimeConstants()`:
+            memories of all lengths. Initial values are clipped to the bound.
         bias_initializer: Default: "zeros".
         kernel_regularizer, recurrent_regularizer, bias_regularizer:
             Default: None.
@@ -90,13 +89,13 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         seed: Integer seed of the dropout masks, or None. Default: None.
         **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
 
-    The default initializers ask for the length of the sequences. IndRNN tells
-    its cell, in the attribute `time_steps`; before it is built, you may do the
-    same. None, the default, counts as 1000 steps.
+    The default initializers depend on the length of the sequences, which is
+    the attribute `time_steps`. IndRNN sets it. For a cell alone you can set it
+    before the cell is built. None, the default, counts as 1000 steps.
 
     The bound `recurrent_min_abs <= |u| <= recurrent_max_abs` holds for the
-    weight in use at every step, whatever the optimizer; for initial and saved
-    values; and, where Keras applies constraints, for the variable itself.
+    weight in use at every step, with every optimizer, and for initial and saved
+    values. The variable itself is clipped where Keras applies constraints.
 
     Call arguments:
         inputs: (B, F).
@@ -262,7 +261,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         return ops.matmul(inputs, self.kernel) if self.use_kernel else inputs
 
     def elementwise_weights(self):
-        """Factors of h and biases, (N,), in a tuple each."""
+        """The tuples ((u,), (bias,)), each of shape (N,)."""
         u = self.bounded_recurrent_kernel
         return (u,), (self.bias if self.use_bias else ops.zeros_like(u),)
 
@@ -272,13 +271,13 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         return self.bound.straight_through(self.recurrent_kernel)
 
     def get_initial_state(self, batch_size=None, inputs=None, dtype=None):
-        """Zeros of shape (batch_size, units), a bare tensor as TF1 wants it."""
+        """Zeros (batch_size, units): one tensor, not a list, as TF1 needs."""
         if batch_size is None:
             batch_size = ops.shape(inputs)[0]
         return self.zero_state(batch_size, dtype or self.compute_dtype)
 
     def zero_state(self, batch_size, dtype):
-        """`get_initial_state` in the words of TF1's RNNCell."""
+        """`get_initial_state` under the name that TF1's loops call."""
         dtype = keras.backend.standardize_dtype(dtype)
         return ops.zeros((batch_size, self.units), dtype=dtype)
 
@@ -301,7 +300,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         }
 
     def _initializers(self):
-        """The initializers of the kernel and of u, which see the same u."""
+        """The initializers of kernel and u; the kernel's may depend on u."""
         initializer = self.recurrent_initializer
         if isinstance(initializer, TimeConstants):
             initializer = initializer.with_defaults(self.time_steps)
@@ -331,8 +330,8 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
 class RecurrentBound(keras.constraints.Constraint):
     """Keeps every weight's magnitude within bounds, and its sign.
 
-    Weights inside are left as they are; zero counts as positive. IndRNNCell
-    makes one of these from `recurrent_min_abs` and `recurrent_max_abs`.
+    Weights within the bounds stay as they are. Zero counts as positive.
+    IndRNNCell makes one from `recurrent_min_abs` and `recurrent_max_abs`.
 
     Arguments:
         recurrent_min_abs: The smallest magnitude, a number >= 0. Default: 0.0.
@@ -405,8 +404,8 @@ class TimeConstants(keras.initializers.Initializer):
 
         |u| = exp(-1 / tau),    tau log-uniform over [shortest, longest]
 
-    so that as many neurons remember for 1 to 10 steps as for 10 to 100. Without
-    input, a state falls to 1/e of itself in tau steps. The default of
+    As many neurons remember for 1 to 10 steps as for 10 to 100: without input,
+    a state falls to 1/e of itself in tau steps. This is the default of
     `IndRNNCell` and `IndRNN`, chosen by `benchmarks/drop_in.py`.
 
     Arguments:
@@ -414,10 +413,10 @@ class TimeConstants(keras.initializers.Initializer):
             0.5.
         longest: The longest one, a number >= `shortest`. Default: None, the
             number of time steps if an IndRNN knows it, or 1000.
-        negative: The fraction of weights that are negative, in [0, 1): their
-            neurons answer to changes. Default: 0.25.
-        seed: An integer, or None for another one in each instance. An instance
-            draws the same values each time. Default: None.
+        negative: The fraction of negative weights, in [0, 1). Their neurons
+            respond to changes of the input. Default: 0.25.
+        seed: An integer, or None for a random one. One instance draws the same
+            values each time. Default: None.
 
     Raises:
         ValueError, TypeError: If an argument has a wrong type or range.
@@ -458,7 +457,7 @@ class TimeConstants(keras.initializers.Initializer):
         return ops.cast(u, dtype or keras.config.floatx())
 
     def with_defaults(self, time_steps):
-        """The same, up to so many steps if `longest` is None."""
+        """A copy whose `longest` is `time_steps`, if it was None."""
         result = copy.copy(self)
         if self.longest is None and time_steps:
             result.longest = max(float(time_steps), self.shortest)
@@ -475,29 +474,28 @@ class TimeConstants(keras.initializers.Initializer):
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class UnitGain(keras.initializers.Initializer):
-    """A kernel for neurons that remember, so that a stack does not explode.
+    """A smaller kernel for neurons that remember longer.
 
         kernel = initializer * max(1 - |u|, 1 / time_steps) ** exponent
 
-    A neuron with recurrent weight u adds up its inputs. It multiplies a
-    constant input by 1 + u + u^2 + ... = 1 / (1 - u), and a stack multiplies
-    these gains. So each column of the kernel is divided by the gain of its
-    neuron, or most of it. The default of `IndRNNCell` and `IndRNN`, chosen by
+    A neuron with recurrent weight u multiplies a constant input by
+    1 + u + u^2 + ... = 1 / (1 - u). A stack multiplies these gains, and would
+    explode. So each column of the kernel is divided by (most of) the gain of
+    its neuron. This is the default of `IndRNNCell` and `IndRNN`, chosen by
     `benchmarks/drop_in.py`.
 
     Arguments:
-        initializer: Of the kernel (F, N) of neurons without memory: an
-            initializer, its Keras name or config. Default: None, uniform of
-            variance 2 / sqrt(F * N): "he_uniform", for ReLU, with the
-            geometric mean of F and N for F.
-        recurrent_initializer: That of the recurrent weights u, which has to
-            draw the same values each time; or None in an IndRNN, which passes
-            its own. Default: None.
-        time_steps: Over how many steps the gain counts. Default: None, those
-            of the sequences if an IndRNN knows them, or 1000.
-        exponent: A number >= 0: 1.0 takes off the gain of a constant input,
-            0.5 that of white noise, and what one meets lies between. Default:
-            0.875.
+        initializer: What the kernel would be without memory: an initializer,
+            its Keras name or config. Default: None, which is uniform with
+            variance 2 / sqrt(F * N). That is "he_uniform", for ReLU, with the
+            geometric mean of F and N in place of F.
+        recurrent_initializer: That of the recurrent weights u. It must draw
+            the same values each time. Default: None, for which an IndRNN
+            passes its own.
+        time_steps: The gain is at most this. Default: None, which is the
+            length of the sequences if an IndRNN knows it, or 1000.
+        exponent: A number >= 0. 1.0 removes the gain of a constant input, 0.5
+            that of white noise. Most data lie between. Default: 0.875.
 
     Raises:
         ValueError, TypeError: If an argument has a wrong type or range.
@@ -542,7 +540,7 @@ class UnitGain(keras.initializers.Initializer):
         return self._uniform(shape, dtype=dtype) * limit * scale
 
     def with_defaults(self, recurrent_initializer, time_steps):
-        """The same, with these in place of what is None."""
+        """A copy with these in place of arguments that are None."""
         result = copy.copy(self)
         result.time_steps = self.time_steps or time_steps
         if self.recurrent_initializer is None:

@@ -1,12 +1,13 @@
 """Normalization of deep networks, at a fraction of the time of Keras' layers.
 
-The layers here have the arguments, weights and results of Keras' own, whose
-code runs on other backends than TensorFlow, and for what else it can do.
+The layers here have the arguments, weights and results of Keras' own. On other
+backends than TensorFlow, and for rare options, Keras' own code runs.
 
-Batch normalization is scale * x + shift. The recurrence before it finds its
-statistics, and the dense layer after it holds scale and shift in its kernel
-and bias: no pass over whole sequences is left. Each layer tells the next one
-what its result was made of (`_attach`), and TensorFlow computes what is read.
+Batch normalization is scale * x + shift. The recurrence before it computes the
+statistics, and the dense layer after it takes scale and shift into its kernel
+and bias, so no pass over whole sequences is left. To do so, each layer attaches
+to its output what it was made of (`_attach`). TensorFlow computes only what is
+used.
 
 Axis letters: B batch, T time, N features.
 """
@@ -28,18 +29,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Arguments, weights, results and weight files are the same. Over (B, T, N):
 
-    - Training takes the statistics that `IndRNN(with_moments=True)` has found
-      on the way; after other layers, TensorFlow's fused kernel, which there is
-      for float32 and half precision.
-    - In a `tf.function`, its result scale * x + shift is not computed if only
-      `Dense`, `Concatenate`, `Dropout` and `LastStep` of this module read it:
-      `Dense` holds it in kernel and bias. Not in half precision, nor on GPUs.
+    - Training uses the statistics that `IndRNN(with_moments=True)` has already
+      computed. After other layers it uses TensorFlow's fused kernel, for
+      float32 and half precision.
+    - In a `tf.function`, if only `Dense`, `Concatenate`, `Dropout` and
+      `LastStep` of this module read its result scale * x + shift, it is not
+      computed at all: `Dense` takes scale and shift into its kernel and bias.
+      Not in half precision, and not on GPUs.
 
-    With a mask, with `renorm` or `synchronized`, of other shapes, and on other
-    backends than TensorFlow, Keras' own code runs. Gradients of weights and
-    inputs are those of Keras; those of tensors between these layers are not,
-    for the layers go around them: for such gradients, take Keras' layers and
-    `with_moments=False`.
+    Keras' own code runs with a mask, with `renorm` or `synchronized`, for other
+    shapes, and on other backends than TensorFlow. Gradients with respect to
+    weights and inputs are those of Keras. Those with respect to tensors between
+    these layers are not, because the computation goes around them. If you need
+    them, use Keras' layers and `with_moments=False`.
 
     Example:
         >>> BatchNormalization()(keras.ops.ones((2, 70, 3))).shape
@@ -89,8 +91,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             moving.assign(ops.cast(ops.stop_gradient(mixed), moving.dtype))
 
 
-# Batch normalization attaches to its output what it was made of. Where nobody
-# reads the result itself, TensorFlow leaves its computation out.
+# Batch normalization attaches to its output what it was made of. If nobody
+# reads the output itself, TensorFlow does not compute it.
 
 
 def _affine(y, x, scale, shift):
@@ -101,8 +103,8 @@ def _affine(y, x, scale, shift):
         scale: (N,).
         shift: (1 or B, 1, N).
     """
-    # Eagerly, y has been computed. In half precision, x at a distance from 0
-    # would lose digits in matrix products, and GPUs round float32 to as few.
+    # Eagerly, y has been computed already. In half precision, and on GPUs,
+    # which round float32 in matrix products, an x far from 0 would lose digits.
     if (
         not tf.executing_eagerly()
         and x.dtype in (tf.float32, tf.float64)
@@ -114,15 +116,15 @@ def _affine(y, x, scale, shift):
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class Dense(keras.layers.Dense):
-    """`keras.layers.Dense` that can hold the normalization before it.
+    """`keras.layers.Dense` that takes over the normalization before it.
 
     Arguments, weights, results and weight files are the same. After a
     `BatchNormalization` of this module:
 
         (scale * x + shift) @ W + b = x @ (scale * W) + (shift @ W + b)
 
-    and an `IndRNN` after it, without kernel and bias, adds the bias in its
-    loop.
+    An `IndRNN` after it, without kernel and bias of its own, adds the bias in
+    its loop.
     """
 
     def call(self, inputs, training=None):
@@ -200,7 +202,7 @@ class Dropout(keras.layers.Dropout):
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class Concatenate(keras.layers.Concatenate):
-    """`keras.layers.Concatenate`, also of what normalizations attach.
+    """`keras.layers.Concatenate` that passes normalizations on to `Dense`.
 
     Arguments and results are the same.
     """
@@ -229,7 +231,7 @@ class Concatenate(keras.layers.Concatenate):
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class LastStep(keras.layers.Layer):
-    """The last step alone: it is normalized without those before it.
+    """The last time step. Only this step is normalized, not all of them.
 
     Call arguments:
         inputs: (B, T, N).
@@ -300,13 +302,13 @@ def _fused_batch_norm(x, gamma, beta, epsilon):
 class LayerNormalization(keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization`, trained in about half of its time.
 
-    Arguments, weights, results and weight files are the same. Training over
-    (..., N) of known sizes, but for the first, takes a program of XLA's; in
-    float64, over other axes, on a GPU, in eager mode, Keras' own code runs.
+    Arguments, weights, results and weight files are the same. The fast path
+    trains on (..., N) whose sizes are known, except the first. Keras' own code
+    runs in float64, over other axes, on GPUs, and eagerly.
 
     Call arguments:
         inputs: (..., N).
-        training: Whether gradients will be asked for. Default: None, no.
+        training: Whether gradients will be computed. Default: None.
 
     Example:
         >>> LayerNormalization()(keras.ops.ones((2, 70, 3))).shape
@@ -346,7 +348,7 @@ class RMSNormalization(keras.layers.Layer):
 
     Call arguments:
         inputs: (..., N).
-        training: Whether gradients will be asked for. Default: None, no.
+        training: Whether gradients will be computed. Default: None.
 
     Returns:
         (..., N).
@@ -477,22 +479,22 @@ def _mean(rows, weight=1.0):
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class TimeStepBatchNormalization(keras.layers.Layer):
-    """Batch normalization whose statistics belong to the time step.
+    """Batch normalization with separate statistics for each time step.
 
         y_t = gamma * (x_t - mean_t) / sqrt(variance_t + epsilon) + beta
 
-    In training mean_t and variance_t are those of step t in the batch;
-    otherwise running ones. Steps beyond `max_steps`, or beyond any that was
-    trained, take those of the last trained step before them. Source: arXiv
-    1910.06251, section on language models ("frame-wise").
+    In training, mean_t and variance_t are those of step t in the batch.
+    Otherwise they are running averages. Steps beyond `max_steps`, and steps
+    that never occurred in training, use those of the last trained step before
+    them. Source: arXiv 1910.06251, section on language models ("frame-wise").
 
     Weights: gamma (N,), beta (N,); not trainable: moving_mean and
     moving_variance (max_steps, N), trained (max_steps,).
 
     Arguments:
         max_steps: For how many steps to keep statistics, a positive integer.
-        momentum: Of the running statistics, in [0, 1). The first batch that
-            has a step sets them. Default: 0.9.
+        momentum: Of the running averages, in [0, 1). They start with the
+            first batch that has the step. Default: 0.9.
         epsilon: Default: 1e-5.
         **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
 

@@ -1,13 +1,14 @@
-"""Elementwise recurrences, fused: that of IndRNN, IndyLSTM and IndyGRU.
+"""The fused recurrences of IndRNN, IndyLSTM and IndyGRU.
 
-What a step is, a cell says: a function from gates a_t, states and weights to
-the next states, in which neurons do not mix. All else about a loop is here.
-Two forms with the same results:
+A cell defines one step: a function from gates a_t, states and weights to the
+next states, in which neurons do not mix. The loop over the steps is here. It
+has two forms with the same results:
 
-- sequential: one compiled loop over the steps, and one back;
-- parallel, for IndRNN with "relu" and "linear": the states of T steps after
-  O(log T) dependent ones. A step of either is a clipped affine map of h, and so
-  is one after another: chunks of steps become one map each, recursively.
+- sequential: one compiled loop over the steps, and one back for gradients;
+- parallel, for IndRNN with "relu" and "linear": a scan in O(log T) dependent
+  steps. Each step is a clipped affine map of h, and so are several in a row:
+  chunks of steps are joined into one map, recursively. The mathematics is in
+  docs/parallel_scan.md.
 
 On TensorFlow and JAX. Axis letters: B batch, T time, N units, G gates.
 """
@@ -108,7 +109,7 @@ def _has_xla():
 class IndRNNStep(NamedTuple):
     """h_t = activation(a_t + u * h_{t-1} + b).
 
-    A tuple of its activations, like the steps of all cells.
+    The steps of all cells are tuples of their activations.
     """
 
     activation: Callable
@@ -119,18 +120,18 @@ class IndRNNStep(NamedTuple):
 
     @property
     def pullback(self):
-        """(h_t, gradient that reaches it) -> that of a_t; or None.
+        """A function (h_t, its gradient) -> the gradient of a_t, or None.
 
-        Without one, the gradient is that of the step computed again.
+        If None, the backward pass computes the step again and differentiates.
         """
         return _PULLBACKS.get(self.activation)
 
 
 def fused_activations(cell, *activations):
-    """What `recurrence` takes for the activations of a cell.
+    """The activations of a cell, in the form that `recurrence` takes.
 
-    None where Keras' loop has to run instead: for an export, on another
-    backend, with an activation that is no pure function of its argument.
+    None if Keras' loop has to run instead: in an export, on another backend,
+    or with an activation that is not a pure function of its argument.
     """
     if not (tf or jax) or not _has_xla():
         return None
@@ -145,7 +146,7 @@ def _fused(cell, activation):
         return activation
     if jax or isinstance(activation, keras.layers.Layer):
         return None
-    # In the cell, for a function would be traced anew in each call.
+    # Kept in the cell, so that each activation is traced once.
     all_traced = vars(cell).setdefault("traced_activations", {})
     key = activation, cell.units, cell.compute_dtype
     if key not in all_traced:
@@ -154,14 +155,14 @@ def _fused(cell, activation):
 
 
 class _Traced:
-    """A user's activation, traced once: both passes compute the same."""
+    """A user's activation, traced once, for the forward and backward pass."""
 
     def __init__(self, activation, units, dtype):
         signature = tf.TensorSpec((None, units), dtype)
         function = tf.function(activation, autograph=False)
         try:
             self.function = function.get_concrete_function(signature)
-        except Exception:  # Keras' loop may run it, or says what is wrong.
+        except Exception:  # Keras' loop runs it, or reports what is wrong.
             self.is_pure = False
             return
         graph = self.function.graph
@@ -186,7 +187,7 @@ def recurrence(
     backwards=False,
     moments=False,
 ):
-    """The states of all steps, differentiable.
+    """The states of all steps. Differentiable.
 
         states_t = step(a_t, states_{t-1}, weights)
 
@@ -194,25 +195,26 @@ def recurrence(
         a: (B, T, N), or (B, T, G, N) for a step of G gates.
         weights: Two tuples of (N,): factors of h_{t-1}, and biases.
         states: A tuple of (B, N), before the first step.
-        step: A tuple of what `fused_activations` found that is a function of
-            gates, states and weights: tuples of (B, N), or what broadcasts.
+        step: One step: a tuple of activations from `fused_activations` that
+            is also a function of gates, states and weights, which are tuples
+            of (B, N) or broadcast to it.
         implementation: "sequential", "parallel", or "auto": parallel on a GPU
             where there is such a form. Default: "auto".
         dropout: (B, N), one more factor of h_{t-1}; or None. Default: None.
-        mask: (B, T) in the order of reading, false where a step leaves the
-            states as they are; or None. Default: None.
+        mask: (B, T) in the order of reading, false where the states stay as
+            they are; or None. Default: None.
         reset: (B, T) in the order of reading, true where the states before a
-            step are zeros; or None. Default: None.
+            step are replaced by zeros; or None. Default: None.
         backwards: Whether a is read from its end. Default: False.
-        moments: Whether the loop may take mean and variance of h along, both
-            (N,) and attached to h. It does in the sequential form, without a
-            mask, on TensorFlow. Default: False.
+        moments: Whether to compute mean and variance of h, both (N,), and
+            attach them to h. Only in the sequential form, without a mask, on
+            TensorFlow. Default: False.
 
     Returns:
         h of shape (B, T, N), the first state, in the order of reading; and a
         list of the last states, (B, N).
     """
-    # Tensors, for variables may change before the backward pass.
+    # As tensors: variables may change before the backward pass.
     to_tensor = tf.convert_to_tensor if tf else ops.convert_to_tensor
     weights, states = keras.tree.map_structure(
         to_tensor, (weights, tuple(states))
@@ -278,10 +280,10 @@ def _on_gpu(a):
 
 
 def _compiles_exact_length(a):
-    """Whether to compile for just this length.
+    """Whether to compile for exactly this length, without padding.
 
-    Eagerly, each shape needs programs: the first two lengths have their own,
-    all others share those of powers of two.
+    Eagerly, every shape would compile. So only the first two lengths have
+    programs of their own; all others share those of powers of two.
     """
     length = a.shape[1]
     if length is None or not _is_eager(a):
@@ -323,7 +325,7 @@ def _pad_to_power_of_two(a, mask, reset):
 
 
 def _differentiable(forward, backward, a, weights, states, options, cut=None):
-    """h and the last states, and what the backward pass needs kept for it.
+    """Join a forward and a backward pass: h and the last states.
 
     `cut` is the number of steps without padding. Moments that the forward pass
     returns are attached to h.
@@ -411,7 +413,7 @@ def _attached(x, name):
 
 
 def _compiled(function=None, **options):
-    """A program of XLA's for each shape."""
+    """Compile with XLA, one program for each shape."""
     if function is None:
         return functools.partial(_compiled, **options)
     if tf:
@@ -440,9 +442,9 @@ def _forward(
     length=None,
     moments=False,
 ):
-    """The states of all steps, (B, T, N) each, and the last ones but h.
+    """The states of all steps, (B, T, N) each, and the last ones except h.
 
-    With `moments`, mean and variance of h in each sequence, (B, N), as well.
+    With `moments` also mean and variance of h in each sequence, (B, N).
     """
     padded = length is not None
     length = length if padded else ops.shape(a)[1]
@@ -482,16 +484,18 @@ def _forward(
 
 
 def _pooled_moments(means, variances):
-    """Mean and variance (N,) from those of B sequences of equal lengths."""
+    """Mean and variance (N,) of all steps, from those of each sequence."""
     mean = ops.mean(means, axis=0)
     return mean, ops.mean(variances + ops.square(means - mean), axis=0)
 
 
 def _moments_gradient(moments):
-    """h_t -> what reaches it through the moments of all h.
+    """A function: h_t -> its gradient through the mean and the variance.
 
-    `moments` are the mean m of h, and dm / (B T) and dv / (B T), of what
-    reaches m and the variance: (dm + 2 dv (h_t - m)) / (B T).
+        (dm + 2 dv (h_t - m)) / (B T)
+
+    `moments` are the mean m, and the gradients dm / (B T) and dv / (B T) of
+    mean and variance.
     """
     if not moments:
         return None
@@ -594,15 +598,15 @@ def _backward_again(
     backwards=False,
     length=None,
 ):
-    """As `_backward`, of any step: it is computed again, and derived.
+    """`_backward` for any step: compute it again, and differentiate it.
 
-    `g_ends` are the gradients of the last states but h.
+    `g_ends` are the gradients of the last states except h.
     """
     length = ops.shape(a)[1] if length is None else length
     given = a, weights, states
     weights, states, g_ends = _to_float32((weights, states, g_ends), step)
     weights = _apply_dropout(weights, dropout)
-    # A gradient for each row: they are summed up once, after the loop.
+    # Weights have a gradient for each row; they are summed once, at the end.
     rows = ops.zeros_like(states[0])
     a, g, *all_states = map(_bf16_to_uint16, (a, g, *all_states))
     through_moments = _moments_gradient(moments)
@@ -670,7 +674,7 @@ def _step_gradients(step, gates, states, weights, g):
 
 
 def _apply_dropout(weights, dropout):
-    """The weights, factors of h with those of dropout."""
+    """The weights, with the factors of h multiplied by those of dropout."""
     u, b = weights
     if dropout is not None:
         u = tuple(x * ops.cast(dropout, x.dtype) for x in u)
@@ -678,9 +682,9 @@ def _apply_dropout(weights, dropout):
 
 
 def _to_given_dtypes(gradients, given, dropout):
-    """The gradients of a, weights and states, of their types.
+    """The gradients of a, weights and states, in the types of these.
 
-    Those of weights are (B, N) before, and of factors that dropout is in.
+    Those of the weights come per row (B, N) and without dropout's factors.
     """
     a, (of_u, of_b), states = gradients
     if dropout is not None:
@@ -797,12 +801,12 @@ def _gates(a, t):
     """A tuple of (B, N) from a (B, T, N) or (B, T, G, N)."""
     if len(a.shape) == 3:
         return (_at(a, t),)
-    # Sliced so, for XLA makes slow programs of slices of slices.
+    # One slice each: XLA makes slow programs of slices of slices.
     return tuple(_uint16_to_bf16(a[:, t, gate]) for gate in range(a.shape[2]))
 
 
 def _reset_states(states, reset, t):
-    """The states, zeros where step t begins anew."""
+    """The states, with zeros where a sequence begins at step t."""
     if reset is None:
         return states
     anew = _at(reset, t)
@@ -892,7 +896,7 @@ def _parallel_backward(
     reset=None,
     backwards=False,
 ):
-    """As `_backward`. With all that reaches h_t in total_t:
+    """As `_backward`. total_t is the whole gradient of h_t:
 
     total_t = g_t + j_{t+1} * total_{t+1},    j_t = dh_t / dh_{t-1}
     """
@@ -934,7 +938,7 @@ def _broadcast_over_time(weight):
 
 
 def _zero_at_resets(x, reset):
-    """x (B or 1, T or 1, N), zeros where a step begins anew."""
+    """x (B or 1, T or 1, N), with zeros where a sequence begins."""
     if reset is None:
         return x
     return ops.where(reset[:, :, None], ops.zeros_like(x), x)

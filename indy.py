@@ -27,11 +27,11 @@ class IndyLSTM(_IndyLayer):
         c_t = f * c_{t-1} + i * g
         h_t = o * tanh(c_t)
 
-    Equals `keras.layers.RNN(IndyLSTMCell(...))` in outputs, states and first
-    gradients, at a fraction of its time, and has the options of
-    `keras.layers.LSTM`. One matrix product is for all gates of all steps, one
-    compiled loop for the recurrence. Where Keras' own loop takes over, see
-    `IndRNN`. Source: arXiv 1903.08023, section 3.
+    It equals `keras.layers.RNN(IndyLSTMCell(...))` in outputs, states and first
+    gradients, in a fraction of the time, and has the options of
+    `keras.layers.LSTM`. One matrix product projects all steps for all gates,
+    and one compiled loop runs the recurrence. `IndRNN` says when Keras' own
+    loop runs instead. Source: arXiv 1903.08023, section 3.
 
     Weights: those of `IndyLSTMCell`, in the attribute `cell`.
 

@@ -409,15 +409,15 @@ class IndyGRUCell(_IndyCell, keras.layers.GRUCell):
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class GateTimeConstants(keras.initializers.Initializer):
-    """Biases of forget gates that keep a state for different numbers of steps.
+    """Forget gate biases that keep a state for different numbers of steps.
 
         f = exp(-1 / tau),    tau log-uniform over [shortest, longest]
 
-    at inputs of zero: a state falls to 1/e of itself in tau steps. A cell with
-    such a `bias_initializer` starts all its other biases with zeros. The
-    default of IndyLSTM and IndyGRU, chosen by `benchmarks/drop_in.py`. In the
-    chrono initialization, arXiv 1804.11188, tau is uniform, and input gates
-    close as well.
+    where f is the forget gate at inputs of zero: a state falls to 1/e of itself
+    in tau steps. All other biases of the cell start with zeros. This is the
+    default of IndyLSTM and IndyGRU, chosen by `benchmarks/drop_in.py`. The
+    chrono initialization, arXiv 1804.11188, draws tau uniformly and also closes
+    the input gates.
 
     Arguments:
         shortest: The shortest time constant, in steps, a number > 0. Default:
@@ -450,7 +450,7 @@ class GateTimeConstants(keras.initializers.Initializer):
         return ops.cast(bias, dtype or keras.config.floatx())
 
     def with_defaults(self, time_steps):
-        """The same, up to so many steps if `longest` is None."""
+        """A copy whose `longest` is `time_steps`, if it was None."""
         result = copy.copy(self)
         result._kept = self._kept.with_defaults(time_steps)
         return result

@@ -13,32 +13,31 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class ResetRNN(keras.layers.RNN):
-    """`keras.layers.RNN` that is told where a new sequence begins.
+    """`keras.layers.RNN` for rows that hold several sequences.
 
-    The steps from one that `reset` marks to the next are a sequence: outputs
-    and gradients are those of a call for each, from zero states. So several
-    short sequences go into one row (packing), and an episode may end in the
-    middle of a rollout.
+    `reset` marks the first step of each sequence. There the state starts from
+    zeros, so outputs and gradients are those of a separate call for each
+    sequence. Use it to pack short sequences into one row, or for episodes that
+    end in the middle of a rollout.
 
     Arguments:
         cell, **kwargs: As in `keras.layers.RNN`.
 
     Call arguments:
         sequences: (B, T, F).
-        initial_state: As in `keras.layers.RNN`; it holds up to the first
+        initial_state: As in `keras.layers.RNN`, for the steps before the first
             reset.
-        mask: (B, T), false where a step is to be skipped. Default: None, what
-            a layer like Embedding has left with the sequences.
-        training: Whether to apply dropout. One mask holds for all sequences of
-            a row. Default: False.
-        reset: (B, T), true at the first step of a sequence, in the order of
-            time, with `go_backwards` too: that one reads each sequence from
-            its end. A masked step can be the first one. Default: None.
+        mask: (B, T), false where a step is skipped. Default: None, which is
+            the mask of a layer before, such as Embedding, if there is one.
+        training: Whether to apply dropout. All sequences of a row share one
+            mask. Default: False.
+        reset: (B, T), true at the first step of each sequence, in the order of
+            time. With `go_backwards`, each sequence is read from its end. The
+            first step of a sequence may be masked. Default: None.
 
     Returns:
-        As `keras.layers.RNN`. At a masked step without one of its own sequence
-        before it the output is zeros. The last states are those of the last
-        sequence of a row.
+        As `keras.layers.RNN`. Masked steps at the beginning of a sequence
+        return zeros. The last states are those of the last sequence of a row.
 
     Raises:
         ValueError: If `reset` or `mask` has a wrong shape.
@@ -93,9 +92,10 @@ class ResetRNN(keras.layers.RNN):
         )
 
     def split_mask_and_reset(self, mask):
-        """What `call` has handed on: a mask, and the steps read from zeros.
+        """The mask, and the steps that are read with a state of zeros.
 
-        The first step of a sequence; the last one with `go_backwards`.
+        These are the first steps of the sequences; the last ones with
+        `go_backwards`.
         """
         if not isinstance(mask, MaskAndReset):
             return mask, None
@@ -108,14 +108,14 @@ class ResetRNN(keras.layers.RNN):
 
 
 class MaskAndReset(NamedTuple):
-    """Both in place of a mask, which Keras' code hands on as it is."""
+    """A pair in place of a mask: Keras passes it on without a look."""
 
     mask: object
     reset: object
 
 
 class _ResetCell:
-    """A cell, built, whose inputs have a flag for their last feature."""
+    """A built cell whose inputs have a flag as their last feature."""
 
     def __init__(self, cell, training):
         self.cell, self.training = cell, training
@@ -142,10 +142,10 @@ def _zeros_where(condition, arrays):
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
 class Bidirectional(keras.layers.Bidirectional):
-    """`keras.layers.Bidirectional` that hands `reset` on.
+    """`keras.layers.Bidirectional` that passes `reset` on.
 
-    Arguments and results are the same; layers are IndRNN, IndyLSTM, IndyGRU or
-    ResetRNN.
+    Arguments and results are the same. The layers must be IndRNN, IndyLSTM,
+    IndyGRU or ResetRNN.
 
     Raises:
         TypeError: If `reset` is given to others.
@@ -173,9 +173,9 @@ class Bidirectional(keras.layers.Bidirectional):
 
 
 def _mask_of(sequences, mask):
-    """A mask, or what a layer like Embedding has left with the sequences.
+    """The mask, or else that of a layer before, such as Embedding.
 
-    Keras looks there only where sequences are the only tensors of a call.
+    Keras looks for it only if the sequences are the only tensors of a call.
     """
     return getattr(sequences, "_keras_mask", None) if mask is None else mask
 
