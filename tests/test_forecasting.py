@@ -1,0 +1,257 @@
+"""forecasting.py: no leakage, its scores, its files and its errors."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import forecasting
+from dilated_rnn import DilatedRNN
+from ind_rnn import IndRNN
+from runs import history, run
+
+SEASON, LENGTH, HORIZON = 4, 9, 6
+TIME = np.arange(200)
+TOY = np.sin(TIME * np.pi / 2 + 0.3) + 0.3 * np.cos(1 + TIME**2) + 20
+SMALL = ["--series", "toy", "--epochs", "2", "--steps-per-epoch", "5"]
+SMALL = [*SMALL, "--units", "4", "--dilations", "1", "3"]
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """A series of its own, and a function that puts other values into it."""
+
+    def replace(values):
+        series = forecasting.Series(
+            lambda: values, SEASON, LENGTH, HORIZON, "steps"
+        )
+        monkeypatch.setitem(forecasting.SERIES, "toy", series)
+
+    replace(TOY)
+    return replace
+
+
+def result(out):
+    return json.loads((out / "result.json").read_text())["metrics"]
+
+
+def test_windows():
+    inputs, targets = forecasting.windows(TIME, 50, 60, 9, 6)
+    np.testing.assert_array_equal(inputs[:, 0] + 9, targets[:, 0])
+    np.testing.assert_array_equal(targets[0], np.arange(50, 56))
+    np.testing.assert_array_equal(targets[-1], np.arange(54, 60))
+    assert inputs.shape == (5, 9) and targets.shape == (5, 6)
+    for windows in inputs, targets:
+        assert (np.diff(windows, axis=0) == 1).all()
+        assert (np.diff(windows, axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("length, horizon", [(9, 6), (5, 1), (60, 20)])
+def test_the_parts_share_no_targets(length, horizon):
+    parts = forecasting.split(TIME, length, horizon)
+    assert parts[0].inputs.min() == 0 and parts[2].targets.max() == 199
+    cuts = 0, 140, 170, 200
+    for (inputs, targets), first, last in zip(
+        parts, cuts[:-1], cuts[1:], strict=True
+    ):
+        assert first <= targets.min() and targets.max() == last - 1
+        assert (inputs.max(axis=1) < targets.min(axis=1)).all()
+        assert inputs.min() == max(0, first - length)
+
+
+def test_training_does_not_see_what_comes_later(toy, tmp_path):
+    """Other values from a part on change no column about earlier parts."""
+
+    def train(cut):
+        toy(np.where(TIME < cut, TOY, 7 * TOY + np.cos(3 * TIME)))
+        out = tmp_path / str(cut)
+        forecasting.main([*SMALL, "--model", "linear", "--out", str(out)])
+        return history(out), result(out)
+
+    rows, metrics = train(200)
+    for cut in 140, 170:
+        other_rows, other = train(cut)
+        for row, other_row in zip(rows, other_rows, strict=True):
+            assert row["loss"] == other_row["loss"]
+            same = row["val_loss"] == other_row["val_loss"]
+            assert same == (cut == 170)
+        assert metrics["test_mase"] != other["test_mase"]
+        # What it is divided by is of the training part, too.
+        scales = [x["test_mae"] / x["test_mase"] for x in (metrics, other)]
+        assert scales[0] == pytest.approx(scales[1], rel=1e-12)
+
+
+def test_naive_forecasts():
+    season = np.array([3.0, -1.0, 4.0, 2.0])[TIME % SEASON]
+    for slope in 0.0, 0.5:
+        inputs, targets = forecasting.windows(
+            season + slope * TIME, LENGTH, 200, LENGTH, HORIZON
+        )
+        naive, drift = forecasting.naive_forecasts(
+            inputs, SEASON, HORIZON
+        ).values()
+        behind = slope * SEASON * np.array([1, 1, 1, 1, 2, 2])
+        np.testing.assert_allclose(targets - naive, behind + 0 * naive)
+        np.testing.assert_allclose(drift, targets)
+
+
+def test_mase_of_the_seasonal_naive_forecast_is_1_in_the_training_part():
+    inputs, targets = forecasting.split(TOY, SEASON + 1, 1)[0]
+    naive = forecasting.naive_forecasts(inputs, SEASON, 1)["seasonal naive"]
+    # The windows leave out the first value: they are longer than a season.
+    scale = forecasting.mase_scale(TOY[1:], SEASON)
+    found = forecasting.scores("x", naive, targets, scale)
+    assert found["x_mase"] == pytest.approx(1, rel=1e-12)
+
+
+def test_scores_at_single_steps():
+    forecast = np.array([[1.0, 2, 3, 4, 5, 6], [3, 2, 1, 0, -1, -2]])
+    found = forecasting.scores("x", forecast, np.zeros((2, 6)), 2)
+    assert found["x_mae"] == np.abs(forecast).mean()
+    assert found["x_mase"] == found["x_mae"] / 2
+    assert found["x_mase_at"] == {1: 1.0, 2: 1.0, 3: 1.0, 6: 2.0}
+
+
+def test_scaled():
+    windows = forecasting.Windows(
+        np.array([[1.0, 5.0, 3.0]]), np.array([[4.0, 1.0]])
+    )
+    x, y = forecasting.scaled(windows, 2.0)
+    np.testing.assert_array_equal(x, [[[-1], [1], [0]]])
+    np.testing.assert_array_equal(y, [[0.5, -1]])
+    assert x.dtype == y.dtype == "float32"
+
+
+def test_results(tmp_path):
+    argv = [*SMALL, "--epochs", "3", "--out", str(tmp_path)]
+    forecasting.main(argv)
+    found, rows = result(tmp_path), history(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for name in "forecast.png", "curve.png":
+        assert (tmp_path / name).stat().st_size > 1000
+    # All of it again, with loops.
+    network = keras.models.load_model(tmp_path / "best.keras", compile=False)
+    assert found["weights"] == network.count_params()
+    unit = np.std(
+        [
+            TOY[end - LENGTH : end] - TOY[end - 1]
+            for end in range(LENGTH, 140 - HORIZON + 1)
+        ]
+    )
+    scale = np.mean([abs(TOY[i] - TOY[i - SEASON]) for i in range(SEASON, 140)])
+
+    def errors(first, last):
+        seen, targets, naive, drift = [], [], [], []
+        for end in range(first, last - HORIZON + 1):
+            seen.append(TOY[end - LENGTH : end])
+            targets.append(TOY[end : end + HORIZON])
+            naive.append(np.tile(seen[-1][-SEASON:], 2)[:HORIZON])
+            change = TOY[end - 1] - TOY[end - 1 - SEASON]
+            drift.append(naive[-1] + change * np.array([1, 1, 1, 1, 2, 2]))
+        seen = np.array(seen)
+        y = network((seen - seen[:, -1:])[:, :, None] / unit).numpy()
+        forecast = y * unit + seen[:, -1:]
+        return [abs(x - np.array(targets)) for x in (forecast, naive, drift)]
+
+    for name, expected in zip(
+        ("test", "naive", "drift"), errors(170, 200), strict=True
+    ):
+        assert found[f"{name}_mae"] == pytest.approx(np.mean(expected), 1e-4)
+        mase = np.mean(expected, axis=0) / scale
+        assert found[f"{name}_mase"] == pytest.approx(mase.mean(), 1e-4)
+        assert list(found[f"{name}_mase_at"]) == ["1", "2", "3", "6"]
+        for step, value in found[f"{name}_mase_at"].items():
+            assert value == pytest.approx(mase[int(step) - 1], 1e-4)
+    best = np.mean(errors(140, 170)[0])
+    assert found["val_mase"] == pytest.approx(best / scale, 1e-4)
+    lowest = min(row["val_loss"] for row in rows)
+    assert lowest * unit == pytest.approx(best, 1e-4)
+    forecasting.main([*argv, "--resume"])
+    assert result(tmp_path) == found and history(tmp_path) == rows
+
+
+@pytest.mark.parametrize(
+    "model, layers",
+    [
+        ("linear", [keras.layers.Flatten]),
+        ("indrnn", [IndRNN] * 3),
+        ("lstm", [keras.layers.LSTM] * 3),
+        ("dilated", [DilatedRNN]),
+    ],
+)
+def test_networks(model, layers):
+    argv = [*SMALL, "--model", model, "--layers", "3"]
+    network = forecasting.build_model(forecasting.parse(argv))
+    assert [type(layer) for layer in network.layers[:-1]] == layers
+    assert network(np.ones((2, LENGTH, 1))).shape == (2, HORIZON)
+
+
+def test_defaults():
+    args = forecasting.parse(["--series", "co2", "--model", "indrnn"])
+    assert (args.length, args.horizon, args.units) == (104, 26, 96)
+    argv = ["--series", "elnino", "--horizon", "3", "--length", "13"]
+    args = forecasting.parse(argv)
+    assert (args.length, args.horizon, args.units) == (13, 3, 32)
+
+
+def test_a_linear_network_learns_a_noisy_season(tmp_path, toy):
+    noise = np.random.default_rng(0).normal(size=800)
+    toy(5 * np.sin(np.arange(800) * np.pi / 2) + noise)
+    argv = [*SMALL[:2], "--model", "linear", "--learning-rate", "0.03"]
+    forecasting.main([*argv, "--length", "13", "--out", str(tmp_path)])
+    found = result(tmp_path)
+    # Noise alone has an MAE of 0.80. The naive forecast has sqrt(2) times it.
+    assert 0.75 < found["test_mae"] < 0.9 * found["naive_mae"]
+    assert found["naive_mae"] < found["drift_mae"]
+
+
+def test_errors(tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        forecasting.parse(["--series", "toy", "--length", "4"])
+    assert "argument --length: must be above 4" in capsys.readouterr().err
+    argv = ["--series", "toy", "--out", tmp_path, "--horizon"]
+    code, error = run(forecasting, [*argv, "31"], capsys)
+    assert code == 2 and "--length and --horizon must be shorter" in error
+
+    def missing():
+        raise ModuleNotFoundError("No module named 'vega_datasets'")
+
+    series = forecasting.SERIES["toy"]._replace(read=missing)
+    monkeypatch.setitem(forecasting.SERIES, "toy", series)
+    code, error = run(forecasting, [*argv, "3"], capsys)
+    assert code == 2 and "--series toy: No module named" in error
+
+
+@pytest.mark.parametrize("name", ["co2", "elnino", "temperature"])
+def test_the_series_have_their_seasons(name):
+    package = "vega_datasets" if name == "temperature" else "statsmodels"
+    pytest.importorskip(package)
+    values, series = forecasting.read(name), forecasting.SERIES[name]
+    first, last, count = {
+        "co2": (316.1, 371.5, 2284),
+        "elnino": (23.11, 22.07, 732),
+        "temperature": (39.4, 39.6, 8759),
+    }[name]
+    assert (values[0], values[-1], len(values)) == (first, last, count)
+    assert np.isfinite(values).all()
+    # Less its trend, it repeats after a season, and not after half of one.
+    season = series.season
+    smooth = np.convolve(values, np.ones(season) / season, "same")
+    rest = (values - smooth)[season:-season]
+    whole, half = (
+        np.corrcoef(rest[lag:], rest[:-lag])[0, 1]
+        for lag in (season, season // 2)
+    )
+    assert whole > 0.5 and half < 0
+
+
+def test_a_missing_value_is_the_one_before():
+    pytest.importorskip("statsmodels")
+    from statsmodels.datasets import co2
+
+    raw = co2.load_pandas().data.co2.to_numpy(float)
+    assert np.isnan(raw).sum() == 59
+    for index, value in enumerate(forecasting.read("co2")):
+        past = raw[: index + 1]
+        assert value == past[np.isfinite(past)][-1]
