@@ -1,0 +1,205 @@
+"""streaming.py: step models, LiteRT files of them, the example, its errors."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import streaming
+from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
+from dilated_rnn import DilatedRNN
+from ind_rnn import IndRNN
+from indy import IndyGRU, IndyLSTM
+from runs import run
+
+T, F = 7, 3
+
+
+def filled(model):
+    """Random weights, the same each time."""
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        value = rng.normal(size=weight.shape) * 0.5
+        if "seed" not in weight.path:
+            positive = "variance" in weight.path
+            weight.assign(np.abs(value) + 0.5 if positive else value)
+    return model
+
+
+def sequential(*layers):
+    return filled(keras.Sequential([keras.Input((T, F)), *layers]))
+
+
+def stack(layer):
+    return sequential(
+        layer(5, return_sequences=True),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.5),
+        layer(4),
+        keras.layers.Dense(2),
+    )
+
+
+RECURRENT = [
+    IndRNN,
+    IndyLSTM,
+    IndyGRU,
+    keras.layers.LSTM,
+    keras.layers.GRU,
+    keras.layers.SimpleRNN,
+]
+MODELS = {
+    **{layer.__name__: lambda layer=layer: stack(layer) for layer in RECURRENT},
+    "stacked": lambda: filled(stacked_ind_rnn((T, F), 4, 2, 2)),
+    "residual": lambda: filled(residual_ind_rnn((T, F), 4, 2, 2)),
+    "dense": lambda: filled(dense_ind_rnn((T, F), 2, (2, 1), 2)),
+    "rms": lambda: filled(
+        stacked_ind_rnn((T, F), 4, 2, 2, normalization="rms")
+    ),
+    "mean": lambda: sequential(
+        IndRNN(4, return_sequences=True),
+        keras.layers.GlobalAveragePooling1D(),
+        keras.layers.Dense(2),
+    ),
+    "cells": lambda: sequential(
+        keras.layers.RNN([keras.layers.GRUCell(3), keras.layers.LSTMCell(2)])
+    ),
+}
+SEQUENCES = np.random.default_rng(1).normal(size=(6, T, F)).astype("float32")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_give_what_the_sequence_gives(name):
+    model = MODELS[name]()
+    step, start = streaming.step_model(model)
+    for x in SEQUENCES[:2]:
+        states = dict(start)
+        for x_t in x:
+            states = step(
+                {"x": keras.ops.convert_to_tensor(x_t[None]), **states}
+            )
+            y = states.pop("y")
+        expected = model(x[None])[0]
+        np.testing.assert_allclose(y[0], expected, rtol=1e-4, atol=1e-5)
+    assert {*start} == {f"h{n}" for n in range(len(start))} != set()
+
+
+def test_all_steps():
+    model = stacked_ind_rnn((T, F), 4, 2, 2, return_sequences=True)
+    step, states = streaming.step_model(filled(model))
+    for x_t, expected in zip(SEQUENCES[0], model(SEQUENCES[:1])[0]):
+        states = step({"x": keras.ops.convert_to_tensor(x_t[None]), **states})
+        np.testing.assert_allclose(states.pop("y")[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["IndRNN", "LSTM", "stacked", "mean"])
+def test_float32_file_equals_keras(name):
+    model = MODELS[name]()
+    stream = streaming.Stream(streaming.convert(streaming.step_model(model)[0]))
+    for x in SEQUENCES[:2]:  # which also shows that `run` begins anew
+        expected = model(x[None])[0]
+        np.testing.assert_allclose(stream.run(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["IndRNN", "stacked"])
+def test_units_of_states_change_nothing(name):
+    model = MODELS[name]()
+    step, start = streaming.step_model(model)
+    units = streaming.state_units(step, SEQUENCES)
+    assert {*units} >= {*start}
+    scaled, states = streaming.step_model(model, units)
+    largest = {state: 0.0 for state in states}
+    for x_t in SEQUENCES[0]:
+        states = scaled({"x": keras.ops.convert_to_tensor(x_t[None]), **states})
+        y = states.pop("y")
+        for state, h in states.items():
+            largest[state] = max(largest[state], float(np.abs(h).max()))
+    expected = model(SEQUENCES[:1])[0]
+    np.testing.assert_allclose(y[0], expected, rtol=1e-4, atol=1e-5)
+    assert all(0.1 < h < 1.001 for h in largest.values())
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "int8", "int16"])
+def test_quantized_files_are_close(kind):
+    model = MODELS["IndRNN"]()
+    for layer in model.layers:
+        if isinstance(layer, IndRNN):  # Errors of steps do not add up.
+            u = layer.cell.recurrent_kernel
+            u.assign(0.5 * np.tanh(u))
+    step, _ = streaming.step_model(model)
+    step, _ = streaming.step_model(
+        model, streaming.state_units(step, SEQUENCES)
+    )
+    content = streaming.convert(step, kind, SEQUENCES)
+    whole = model.predict(SEQUENCES, verbose=0)
+    found = np.stack([streaming.Stream(content).run(x) for x in SEQUENCES])
+    error = np.abs(found - whole).max() / np.abs(whole).max()
+    assert 0 < error < {"dynamic": 0.1, "int8": 0.3, "int16": 0.1}[kind]
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: keras.Sequential([IndRNN(3)]), "one input"),
+        (lambda: stacked_ind_rnn((T, F), 3, 1, reset=True), "one input"),
+        (lambda: sequential(DilatedRNN([IndRNN(3)])), "DilatedRNN"),
+        (lambda: sequential(keras.layers.Conv1D(2, 3)), "Conv1D"),
+        (lambda: sequential(IndRNN(3, go_backwards=True)), "`go_backwards"),
+        (
+            lambda: sequential(
+                IndRNN(3, return_sequences=True),
+                keras.layers.BatchNormalization(axis=1),
+            ),
+            "axis",
+        ),
+    ],
+)
+def test_what_cannot_be_turned(make, message):
+    with pytest.raises(ValueError, match=f"`model`.*{message}"):
+        streaming.step_model(make())
+
+
+def test_errors_of_convert():
+    step, _ = streaming.step_model(MODELS["IndRNN"]())
+    with pytest.raises(ValueError, match="`kind`.*int4"):
+        streaming.convert(step, "int4")
+    with pytest.raises(ValueError, match="`sequences`.*int8"):
+        streaming.convert(step, "int8")
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """Digits that are easy to tell: bright rows."""
+    rng = np.random.default_rng(2)
+    y = np.arange(60) % 10
+    x = rng.integers(0, 60, (60, 28, 28))
+    for digit, image in zip(y, x):
+        image[2 * digit : 2 * digit + 6] = 250
+    arrays = {"x_train": x.astype("uint8"), "y_train": y}
+    arrays |= {"x_test": arrays["x_train"][:20], "y_test": y[:20]}
+    np.savez(tmp_path / "digits.npz", **arrays)
+    return str(tmp_path / "digits.npz")
+
+
+@pytest.mark.parametrize("model", ["indrnn", "lstm"])
+def test_from_training_to_files(model, digits, tmp_path, capsys):
+    out = tmp_path / "out"
+    small = ["--units", "8", "--layers", "2", "--epochs", "3"]
+    small += ["--batch-size", "6", "--examples", "9", "--model", model]
+    argv = ["--data", digits, "--out", out, *small]
+    assert run(streaming, argv, capsys) == (None, "")
+    metrics = json.loads((out / "result.json").read_text())["metrics"]
+    assert {*metrics} == {"keras", *streaming.FORMATS}
+    assert metrics["float32"]["same_answers"] == 1.0
+    assert metrics["int8"]["same_answers"] >= 0.7
+    for kind in streaming.FORMATS:
+        size = (out / f"step_{kind}.tflite").stat().st_size
+        assert round(size / 1024, 1) == metrics[kind]["kilobytes"]
+
+
+@pytest.mark.parametrize("flag, value", [("--time-steps", "30")])
+def test_errors_of_the_example(flag, value, capsys):
+    with pytest.raises(SystemExit):
+        streaming.main([flag, value])
+    assert flag in capsys.readouterr().err
