@@ -262,7 +262,8 @@ def convert(step, kind="float32", sequences=None):
         raise ValueError(f"`sequences` must be given for {kind}, got None")
     with tempfile.TemporaryDirectory() as path, warnings.catch_warnings():
         # The converter warns of its own use of the interpreter.
-        warnings.filterwarnings("ignore", "(?s).*tf.lite.Interpreter")
+        message = "(?s).*(tf.lite.I|LiteRT i)nterpreter"
+        warnings.filterwarnings("ignore", message)
         specs = {
             x.name: tf.TensorSpec(x.shape, x.dtype, x.name) for x in step.inputs
         }
