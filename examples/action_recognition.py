@@ -271,8 +271,7 @@ def parse(argv):
     for name, value in DEFAULTS[args.dataset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if not 0 <= args.dropout < 1:
-        parser.error(f"--dropout must be in [0, 1), got {args.dropout}")
+    experiment.check_rates(parser, args, "dropout")
     if args.dataset == "msr" and (args.split, args.missing) != (
         "subject",
         None,

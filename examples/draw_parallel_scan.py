@@ -10,6 +10,9 @@ import pathlib
 import sys
 
 import numpy as np
+from matplotlib import pyplot
+
+import experiment
 
 F, G = (1.0, 0.5, 0.0, np.inf), (-0.5, 2.0, 0.0, np.inf)  # (m, s, low, high)
 CHUNK, CHUNKS = 4, 3  # fewer than in the library, to be seen
@@ -93,21 +96,14 @@ def main(argv=None):
         "--out", type=pathlib.Path, default="out/parallel_scan", metavar="DIR"
     )
     args = parser.parse_args(argv)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    args.out.mkdir(parents=True, exist_ok=True)
     for name, draw, size in (
         ("maps", draw_maps, (9, 2.6)),
         ("scan", draw_scan, (9, 3)),
     ):
         figure = pyplot.figure(figsize=size, layout="constrained")
         draw(figure)
-        figure.savefig(args.out / f"{name}.png", dpi=80)
-        pyplot.close(figure)
+        experiment.save_figure(figure, args.out / f"{name}.png")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(experiment.run(main, None))

@@ -151,6 +151,15 @@ def add_start(parser, default):
     )
 
 
+def check_rates(parser, args, *names):
+    """Refuse dropout rates that are not in [0, 1)."""
+    for name in names:
+        rate = getattr(args, name)
+        if not 0 <= rate < 1:
+            flag = "--" + name.replace("_", "-")
+            parser.error(f"{flag} must be in [0, 1), got {rate}")
+
+
 def add_evaluate(parser):
     """Add --evaluate: a trained network, in place of training one."""
     parser.add_argument(

@@ -271,9 +271,9 @@ def main(argv=None):
     )
     network, _ = experiment.load_network(args.out)
     outputs = network.predict(x_test, batch_size=256, verbose=0)
-    _, naive, test = (
+    naive, test = (
         naive_forecasts(part.inputs, series.season, args.horizon)
-        for part in parts
+        for part in parts[1:]
     )
     forecasts = {args.model: outputs * unit + parts[2].inputs[:, -1:], **test}
     metrics = {

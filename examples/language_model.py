@@ -461,9 +461,8 @@ def parse(argv):
     for name, value in DEFAULTS[args.level].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-        if "dropout" in name and not 0 <= getattr(args, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            parser.error(f"{flag} must be in [0, 1), got {getattr(args, name)}")
+        if "dropout" in name:
+            experiment.check_rates(parser, args, name)
     return args
 
 

@@ -81,6 +81,13 @@ def load_mnist(path=None):
     return tuple((x.reshape(-1, TIME_STEPS), y) for x, y in (train, test))
 
 
+def load_parts(path=None):
+    """`load_mnist`, its training digits split: training, held out, test."""
+    (x, y), test = load_mnist(path)
+    count = len(x) - min(VALIDATION, len(x) // 2)
+    return (x[:count], y[:count]), (x[count:], y[count:]), test
+
+
 def shifted(x, pixels, rng):
     """Digits (B, 784), each moved by up to `pixels` down or up and sideways."""
     margin = ((0, 0), (pixels, pixels), (pixels, pixels))
@@ -193,6 +200,16 @@ def ind_rnn_layer(args, last, units, return_sequences):
     return layers
 
 
+def add_data(parser):
+    """Add --data: where `load_parts` finds the digits."""
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="npz with x_train, y_train, x_test, y_test "
+        "(default: download it by keras.datasets.mnist)",
+    )
+
+
 def parse(argv):
     models = ("indrnn", "stacked", "residual", "dense", "dilated")
     parser = experiment.parser(__doc__, "sequential_mnist", models)
@@ -234,12 +251,7 @@ def parse(argv):
             metavar="N",
             help=f"{text} (default: {OTHERS[name]}; dilated: {DILATED[name]})",
         )
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        help="npz with x_train, y_train, x_test, y_test "
-        "(default: download it by keras.datasets.mnist)",
-    )
+    add_data(parser)
     parser.add_argument(
         "--permute", action="store_true", help="one fixed order of the pixels"
     )
@@ -271,8 +283,7 @@ def parse(argv):
     for name, value in (DILATED if args.model == "dilated" else OTHERS).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if not 0 <= args.dropout < 1:
-        parser.error(f"--dropout must be in [0, 1), got {args.dropout}")
+    experiment.check_rates(parser, args, "dropout")
     return args
 
 
@@ -281,10 +292,7 @@ class Digits:
 
     def __init__(self, args):
         self.args = args
-        (x, y), self.test = load_mnist(args.data)
-        count = len(x) - min(VALIDATION, len(x) // 2)
-        self.training = x[:count], y[:count]
-        self.validation = x[count:], y[count:]
+        self.training, self.validation, self.test = load_parts(args.data)
         self.permutation = None
         if args.permute:
             rng = np.random.default_rng(PERMUTATION_SEED)

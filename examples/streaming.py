@@ -43,7 +43,7 @@ except ImportError:
     Interpreter = tf.lite.Interpreter
 
 FORMATS = ("float32", "dynamic", "int8", "int16")
-PIXELS = 784
+PIXELS = sequential_mnist.TIME_STEPS
 # Layers that do the same with each time step, alone.
 PER_STEP = (
     keras.layers.Activation,
@@ -107,8 +107,8 @@ class RunningMean(keras.layers.Layer):
         return mean, [mean, count]
 
 
-class Affine(keras.layers.Layer):
-    """Batch normalization in inference, of any shape: (..., N)."""
+class Normalization(keras.layers.Layer):
+    """Batch normalization in inference. That of Keras is bound to a rank."""
 
     def __init__(self, layer):
         super().__init__(dtype=layer.dtype_policy)
@@ -116,11 +116,15 @@ class Affine(keras.layers.Layer):
 
     def call(self, x):
         layer = self.layer
-        scale = ops.rsqrt(layer.moving_variance + layer.epsilon)
-        scale = scale * layer.gamma if layer.scale else scale
-        shift = -layer.moving_mean * scale
-        shift = shift + layer.beta if layer.center else shift
-        return x * ops.cast(scale, x.dtype) + ops.cast(shift, x.dtype)
+        return ops.batch_normalization(
+            x,
+            layer.moving_mean,
+            layer.moving_variance,
+            axis=-1,
+            offset=layer.beta if layer.center else None,
+            scale=layer.gamma if layer.scale else None,
+            epsilon=layer.epsilon,
+        )
 
 
 def step_model(model, units=None):
@@ -178,7 +182,7 @@ def step_model(model, units=None):
         if isinstance(layer, NO_CHANGE):
             return x
         if isinstance(layer, keras.layers.BatchNormalization):
-            return Affine(layer)(x)
+            return Normalization(layer)(x)
         if layer not in steps:
             return layer(x, *args, **kwargs)
         step, names = steps[layer]
@@ -353,17 +357,17 @@ def microseconds(stream):
 
 def digits(args):
     """Training, held-out and test digits, as sequences (B, T, F)."""
-    (x, y), (x_test, y_test) = sequential_mnist.load_mnist(args.data)
-    held_out = min(sequential_mnist.VALIDATION, len(x) // 2)
+    training, held_out, test = sequential_mnist.load_parts(args.data)
     shape = (-1, args.time_steps, PIXELS // args.time_steps)
 
     def sequences(x):
         return sequential_mnist.prepare(x).reshape(shape)
 
+    x, y = (part[: args.digits] for part in test)
     return (
-        (x[:-held_out], y[:-held_out], sequences),
-        (sequences(x[-held_out:]), y[-held_out:]),
-        (sequences(x_test[: args.digits]), y_test[: args.digits]),
+        (*training, sequences),
+        (sequences(held_out[0]), held_out[1]),
+        (sequences(x), y),
     )
 
 
@@ -447,20 +451,14 @@ def parse(argv):
         ("--examples", 100, "digits that give ranges", count),
     ):
         experiment.option(parser, flag, default, text, type=kind)
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        help="npz with x_train, y_train, x_test, y_test "
-        "(default: download it by keras.datasets.mnist)",
-    )
+    sequential_mnist.add_data(parser)
     args = parser.parse_args(argv)
     if PIXELS % args.time_steps:
         parser.error(
             "argument --time-steps: must be a divisor of 784, got "
             f"{args.time_steps}"
         )
-    if not 0 <= args.dropout < 1:
-        parser.error(f"--dropout must be in [0, 1), got {args.dropout}")
+    experiment.check_rates(parser, args, "dropout")
     return args
 
 

@@ -220,6 +220,18 @@ def test_report(tmp_path, capsys):
     assert "IndRNN is at least as good as LSTM on 1 of 2; not on rows." in text
     assert picture.stat().st_size > 10_000
 
+    some = tmp_path / "some.png"
+    argv = [str(path), "--picture", str(some), "--tasks", "rows"]
+    drop_in_report.main(argv)
+    without_networks = tmp_path / "none.png"
+    argv[2] = str(without_networks)
+    drop_in_report.main([*argv, "--networks", "deep"])  # not in these runs
+    sizes = [p.stat().st_size for p in (without_networks, some, picture)]
+    assert sizes == sorted(set(sizes))
+    with pytest.raises(SystemExit):
+        drop_in_report.main([*argv, "columns"])
+    assert "--tasks: {'columns'}" in capsys.readouterr().err
+
 
 def test_report_of_gates(tmp_path, capsys):
     path = tmp_path / "runs.csv"
