@@ -213,6 +213,19 @@ def load_network(path):
         raise UserError(f"{path}: {error}") from error
 
 
+def set_weights(model, path):
+    """Set the weights of `model` to those of `load_network(path)`.
+
+    Raises:
+        UserError: If it cannot be read, or their shapes differ.
+    """
+    other, path = load_network(path)
+    try:
+        model.set_weights(other.get_weights())
+    except ValueError as error:
+        raise UserError(f"{path}: not this network: {error}") from error
+
+
 def start(args, bound, last=False, **others):
     """The arguments of a network or layer for --start.
 

@@ -114,6 +114,8 @@ def prepare(x, permutation=None, length=TIME_STEPS, rng=None):
 def build_model(args, steps):
     """The network of --model, compiled."""
     model = network(args)
+    if args.initial_weights:
+        experiment.set_weights(model, args.initial_weights)
     warmup = min(500, steps // 2)
     model.compile(
         experiment.AdamW(
@@ -277,6 +279,12 @@ def parse(argv):
         0.0,
         "of AdamW, of matrices alone",
         type=experiment.not_negative,
+    )
+    parser.add_argument(
+        "--initial-weights",
+        metavar="FILE",
+        help="begin with the weights of a .keras file, or of a directory that "
+        "this example left, instead of random ones (default: none)",
     )
     experiment.add_evaluate(parser)
     args = parser.parse_args(argv)

@@ -338,6 +338,25 @@ def test_mnist_of_the_best_epoch(tmp_path, mnist, capsys):
     assert not getattr(model, "optimizer", None)
 
 
+def test_mnist_from_initial_weights(tmp_path, mnist, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    argv = [*mnist, "--model", "stacked", "--epochs", "1"]
+    sequential_mnist.main([*argv, "--out", str(first)])
+    argv += ["--initial-weights", str(first), "--learning-rate", "1e-12"]
+    sequential_mnist.main([*argv, "--seed", "7", "--out", str(second)])
+    weights, again = (
+        keras.models.load_model(out / "best.keras").trainable_weights
+        for out in (first, second)
+    )
+    for one, other in zip(weights, again, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+
+    argv += ["--units", "5", "--out", str(tmp_path / "third")]
+    code, error = run(sequential_mnist, argv, capsys)
+    assert code == 2 and "best.keras: not this network" in error
+    assert len(error.splitlines()) == 1
+
+
 def test_evaluate_without_a_network(tmp_path, mnist, capsys):
     keras.Sequential([keras.Input((1,)), keras.layers.ReLU()]).save(
         tmp_path / "alone.keras"
