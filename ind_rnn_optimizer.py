@@ -25,7 +25,7 @@ class TimeScaledAdam(keras.optimizers.Adam):
     their sizes, all of them move alike. T is the number of time steps of the
     layer, or 1000 where it is not known, as in `UnitGain`. All other weights,
     those of normalization and Keras' own layers among them, have the steps of
-    Adam. The gain and its measurements: README, "Over thousands of steps".
+    Adam. The gain and its measurements: docs/training.md.
 
     Arguments:
         **kwargs: Those of `keras.optimizers.Adam`. Its learning rate is that

@@ -590,7 +590,7 @@ def test_unknown_features_are_named():
 
 
 def test_weights_of_keras_ind_rnn():
-    """Its step, with a saved u outside of what it uses; README, older code."""
+    """Its step, with a saved u outside of what it uses: docs/migrating.md."""
     clip_max = 2 ** (1 / T)
     kernel, bias = data(F, N), data(N, phase=1.0)
     u = np.array([-0.7, 1.9, 0.5, -2.0, 0.9])

@@ -127,7 +127,7 @@ def test_checkpoints_of_tensorflow(kind, tmp_path):
 
 
 def test_checkpoints_of_stacked_cells_are_incomplete(tmp_path):
-    """Keras' `StackedRNNCells` holds its cells in a list: see the README."""
+    """Keras' `StackedRNNCells` holds its cells in a list."""
     weights = checkpointed("RNN", tmp_path).weights
     pairs = zip(weights, model("RNN").weights, strict=True)
     assert not any(np.array_equal(a, b) for a, b in pairs)
@@ -330,7 +330,7 @@ def test_onnx(kind, tmp_path):
 
 
 def step_of_stack(layers):
-    """The README's: {x_t, states} -> {y_t, states}."""
+    """That of docs/export.md: {x_t, states} -> {y_t, states}."""
     x = keras.Input((1, F), batch_size=1, name="x")
     y, before, after = x, {"x": x}, {}
     for layer in layers:
