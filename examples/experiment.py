@@ -93,7 +93,7 @@ def option(parser, flag, default, text, **options):
     )
 
 
-def add_dilated(parser, hidden):
+def add_dilated(parser, hidden, layers=9):
     """Add --cell, --hidden and --dilations: a network of dilated layers."""
     text = "of the dilated network"
     option(parser, "--cell", "rnn", f"the cells {text}", choices=CELLS)
@@ -108,20 +108,20 @@ def add_dilated(parser, hidden):
     option(
         parser,
         "--dilations",
-        [2**index for index in range(9)],
+        [2**index for index in range(layers)],
         f"dilations {text}, bottom layer first",
         type=count(1),
         nargs="+",
     )
 
 
-def add_deep(parser, growth, block_sizes):
-    """Add options of deep networks: normalization, and sizes of some."""
+def add_normalization(parser, models):
+    """Add --normalization and --place, of deep networks."""
     option(
         parser,
         "--normalization",
         "batch",
-        "of --model stacked, residual and dense",
+        f"of --model {models}",
         choices=("batch", "layer", "rms", "none"),
     )
     option(
@@ -131,6 +131,11 @@ def add_deep(parser, growth, block_sizes):
         "of the normalization: after or before the recurrence",
         choices=("after", "before"),
     )
+
+
+def add_deep(parser, growth, block_sizes):
+    """Add options of deep networks: normalization, and sizes of some."""
+    add_normalization(parser, "stacked, residual and dense")
     text = "of --model residual; as in 1910.06251"
     option(parser, "--blocks", 5, text, type=count(1))
     text = "features that each layer of --model dense adds"
@@ -184,9 +189,12 @@ def trained(args, afterwards=()):
         saved = dict(json.loads(path.with_name("arguments.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--evaluate {args.evaluate}: {error}") from error
-    for name in ("data", "evaluate", *afterwards):
-        saved[name] = getattr(args, name)
-    return model, argparse.Namespace(**{**vars(args), **saved})
+    given = {
+        name: value
+        for name, value in vars(args).items()
+        if name in ("data", "evaluate", *afterwards)
+    }
+    return model, argparse.Namespace(**{**vars(args), **saved, **given})
 
 
 def load_network(path):

@@ -1,0 +1,124 @@
+"""source_files.py: which files it reads, what it trains, and its errors."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import source_files
+from runs import history, run
+
+SMALL = ["--time-steps", "24", "--units", "8", "--layers", "2"]
+SMALL = [*SMALL, "--hidden", "8", "--dilations", "1", "2", "4"]
+SHORT = ["--epochs", "2", "--steps-per-epoch", "3", "--batch-size", "4"]
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """Packages of nine files: their first bytes tell them apart."""
+
+    def find_files(package):
+        paths = [tmp_path / f"{package}{index}.py" for index in range(9)]
+        for index, path in enumerate(paths):
+            path.write_bytes(package[:1].encode() * 2 + b"#" * (10 + index))
+        return paths
+
+    monkeypatch.setattr(source_files, "find_files", find_files)
+    monkeypatch.setattr(source_files, "HELD_OUT", 2)
+
+
+def test_a_file_as_a_sequence(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_bytes(b"abc\xff")
+    np.testing.assert_array_equal(
+        source_files.read(path, 6), [97, 98, 99, 255, 0, 0]
+    )
+    np.testing.assert_array_equal(source_files.read(path, 2), [97, 98])
+
+
+@pytest.mark.parametrize("package", source_files.PACKAGES)
+def test_each_package_has_enough_files(package):
+    files = source_files.find_files(package)
+    assert len(files) >= 5 * source_files.HELD_OUT
+    assert len({*files}) == len(files) and files == sorted(files)
+    if package == "python":
+        assert not any("site-packages" in path.parts for path in files)
+    else:
+        assert all(package in path.parts for path in files)
+    assert all(
+        path.stat().st_size >= source_files.SHORTEST for path in files[::50]
+    )
+
+
+def test_parts_have_no_file_in_common(toys):
+    parts = source_files.load_parts(24)
+    for label in range(len(source_files.PACKAGES)):
+        files = [[bytes(x) for x in part[label]] for part in parts]
+        assert [len(part) for part in files] == [5, 2, 2]
+        assert len({*sum(files, [])}) == 9
+    again = source_files.load_parts(24)
+    for one, other in zip(parts, again, strict=True):
+        np.testing.assert_array_equal(np.stack(one), np.stack(other))
+    x, y = source_files.labelled(parts[1])
+    assert [chr(c) for c in x[:, 0]] == list("ppnnkktt")
+    np.testing.assert_array_equal(y, [0, 0, 1, 1, 2, 2, 3, 3])
+
+
+def test_batches_have_all_packages_alike():
+    parts = [np.full((3 * label + 1, 2), label) for label in range(4)]
+    x, y = source_files.draw(parts, 4000, np.random.default_rng(0))
+    np.testing.assert_array_equal(x, np.stack([y, y], axis=1))
+    assert np.bincount(y).min() > 900
+
+
+@pytest.mark.parametrize("model", ["stacked", "residual", "dilated", "rnn"])
+def test_run_and_evaluate(model, toys, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = [*SMALL, *SHORT, "--model", model, "--out", str(out)]
+    source_files.main(argv)
+    result = json.loads((out / "result.json").read_text())
+    rows = history(out)
+    assert result["steps"] == 6 and len(rows) == 2
+    best = min(rows, key=lambda row: row["val_loss"])
+    assert result["metrics"]["validation_error"] == pytest.approx(
+        1 - best["val_accuracy"]
+    )
+    capsys.readouterr()
+    source_files.main(["--evaluate", str(out)])
+    assert json.loads(capsys.readouterr().out) == result["metrics"]
+
+
+def test_it_learns(toys, tmp_path):
+    argv = [*SMALL, "--epochs", "6", "--steps-per-epoch", "20"]
+    argv += ["--learning-rate", "1e-2", "--out", str(tmp_path / "out")]
+    source_files.main(argv)
+    assert history(tmp_path / "out")[-1]["val_accuracy"] == 1
+
+
+def test_layers_of_keras(toys):
+    args = source_files.parse([*SMALL, "--model", "lstm"])
+    *_, network, _ = source_files.build_model(args, 10).layers
+    kinds = [type(layer) for layer in network.layers]
+    assert kinds == [keras.layers.LSTM] * 2
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--time-steps", "0"], "at least 1, got 0"),
+        (["--learning-rate", "0"], "positive, got 0"),
+        (["--model", "cnn"], "model"),
+    ],
+)
+def test_bad_arguments(argv, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        source_files.main(argv)
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_hidden_and_dilations_must_agree(toys, tmp_path, capsys):
+    argv = ["--model", "dilated", "--hidden", "4", "5", "--dilations", "1"]
+    argv += [*SMALL[:2], "--out", str(tmp_path / "out")]
+    code, error = run(source_files, argv, capsys)
+    assert code == 2 and "2 for 1" in error
