@@ -4,11 +4,13 @@ Each function returns a functional `keras.Model`, and shows its wiring in a few
 lines. Axis letters: B batch, T time, F input features, N units.
 """
 
+import math
 import random
 
 import keras
 from keras import ops
 
+from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import (
     TimeConstants,
@@ -41,6 +43,7 @@ def stacked_ind_rnn(
     recurrent_max_abs="auto",
     recurrent_initializer=None,
     long_memory=False,
+    dilations=None,
     normalization="batch",
     place="after",
     max_steps=None,
@@ -80,6 +83,11 @@ def stacked_ind_rnn(
             uniform over [1 / bound, bound], so that it remembers the whole
             sequence. For networks that return the last step only. Default:
             False.
+        dilations: A list with a positive integer d for each layer, whose
+            recurrence then is from h_{t-d} to h_t (arXiv 1710.02224, section
+            2), and whose bound is that of |u| to the power of d. With 1, 2,
+            4, ... steps that are far apart are few connections apart.
+            Default: None, which is 1 for all.
         normalization: "batch"; "layer", over the features of each step; "rms",
             the same without subtracting the mean; or None. Default: "batch".
         place: "after" puts the normalization after each recurrence, "before"
@@ -119,6 +127,7 @@ def stacked_ind_rnn(
     """
     units = _integer("units", units, minimum=1)
     num_layers = _integer("num_layers", num_layers, minimum=1)
+    dilations = _dilations(dilations, num_layers)
     net = _Network(
         input_shape,
         activation=activation,
@@ -138,9 +147,9 @@ def stacked_ind_rnn(
         name=name or "stacked_ind_rnn",
     )
     x = net.input
-    for index in range(num_layers):
-        x = net.dense(x, units)
-        x = net.recur(x, last=index == num_layers - 1)
+    for index, dilation in enumerate(dilations):
+        x = net.dense(x, units, dilation)
+        x = net.recur(x, index == num_layers - 1, dilation)
         x = net.dropout(x, "dropout", dropout)
     return net.model(x, num_outputs)
 
@@ -421,23 +430,33 @@ class _Network:
             self.reset = keras.Input(
                 (time_steps,), batch_size, dtype="bool", name="reset"
             )
-        self.unit_gain = None
-        if normalization is None and recurrent_initializer is None:
+        self.time_steps = time_steps
+        self.has_time_constants = (
+            normalization is None and recurrent_initializer is None
+        )
+        if self.has_time_constants:
             # One seed: feature n has the same memory in every layer, also
             # where several layers feed one recurrence, as in residual blocks.
-            self.recurrent_initializer = TimeConstants(
-                longest=time_steps, seed=random.randrange(2**31)
-            )
-            self.unit_gain = UnitGain(
-                kernel_initializer or "glorot_uniform",  # None: as Keras does
-                self.recurrent_initializer,
-                time_steps,
+            self.seed = random.randrange(2**31)
+
+    def steps(self, dilation):
+        """The steps of a layer that takes every `dilation`-th one, or None."""
+        return self.time_steps and math.ceil(self.time_steps / dilation)
+
+    def time_constants(self, dilation):
+        return TimeConstants(longest=self.steps(dilation), seed=self.seed)
+
+    def dense(self, x, units, dilation=1):
+        """A dense layer that feeds a recurrence."""
+        initializer = self.kernel_initializer
+        if self.has_time_constants:
+            initializer = UnitGain(
+                initializer or "glorot_uniform",  # None: as Keras does
+                self.time_constants(dilation),
+                self.steps(dilation),
                 exponent=1.0,  # So deep, what is left would multiply.
             )
-
-    def dense(self, x, units):
-        """A dense layer that feeds a recurrence."""
-        return self._dense(x, units, self.unit_gain or self.kernel_initializer)
+        return self._dense(x, units, initializer)
 
     def _dense(self, x, units, initializer):
         decay = self.weight_decay
@@ -449,33 +468,44 @@ class _Network:
             else None,
         )(x)
 
-    def recur(self, x, last=False):
+    def recur(self, x, last=False, dilation=1):
         if self.place == "before":
             x = self.normalize(x)
-        bound = self.recurrent_max_abs
-        bound = 1.0 if bound is None else bound
+        max_abs = self.recurrent_max_abs
+        if max_abs is not None:
+            max_abs **= dilation  # Over T / d steps, as much growth.
+        bound = 1.0 if max_abs is None else max_abs
         uniform = keras.initializers.RandomUniform
         if last and self.long_memory and bound > 0:
             initializer = uniform(min(1 / bound, bound), bound)
+        elif self.has_time_constants:
+            initializer = self.time_constants(dilation)
         elif self.recurrent_initializer is None:
             # A quarter is negative: see benchmarks/drop_in.py
             initializer = uniform(-bound / 3, bound)
         else:
             initializer = _clone(self.recurrent_initializer)
-        x = IndRNN(
-            x.shape[-1],
-            activation=self.activation,
-            use_kernel=False,
-            use_bias=False,
-            recurrent_initializer=initializer,
-            recurrent_regularizer=self.recurrent_regularizer,
-            recurrent_max_abs=self.recurrent_max_abs,
-            return_sequences=True,
-            stateful=self.stateful,
-            with_moments=self.normalization == "batch"
-            and self.place == "after"
-            and self.max_steps is None,
-        )(x, reset=self.reset)
+        options = {
+            "units": x.shape[-1],
+            "activation": self.activation,
+            "use_kernel": False,
+            "use_bias": False,
+            "recurrent_initializer": initializer,
+            "recurrent_regularizer": self.recurrent_regularizer,
+            "recurrent_max_abs": max_abs,
+        }
+        over_time = {"return_sequences": True, "stateful": self.stateful}
+        if dilation > 1:
+            layer = DilatedRNN([IndRNN(**options)], [dilation], **over_time)
+        else:
+            layer = IndRNN(
+                **options,
+                **over_time,
+                with_moments=self.normalization == "batch"
+                and self.place == "after"
+                and self.max_steps is None,
+            )
+        x = layer(x, reset=self.reset)
         return self.normalize(x) if self.place == "after" else x
 
     def normalize(self, x):
@@ -502,6 +532,26 @@ class _Network:
         if self.reset is not None:
             inputs = [self.input, self.reset]
         return keras.Model(inputs, x, name=self.name)
+
+
+def _dilations(dilations, num_layers):
+    """A list with the dilation of each layer."""
+    if dilations is None:
+        return [1] * num_layers
+    if not isinstance(dilations, (list, tuple)):
+        raise TypeError(
+            "`dilations` must be a list of positive integers or None, got "
+            f"{dilations!r}"
+        )
+    if len(dilations) != num_layers:
+        raise ValueError(
+            f"`dilations` must be {num_layers} numbers, as many as "
+            f"`num_layers`, got {dilations!r}"
+        )
+    return [
+        _integer(f"dilations[{index}]", dilation, minimum=1)
+        for index, dilation in enumerate(dilations)
+    ]
 
 
 def _clone(initializer):

@@ -250,7 +250,7 @@ class DilatedRNN(keras.layers.Layer):
             if mask is not None:
                 of_read = _unmasked_first(of_read[:, :, None], mask, lengths)
                 of_read = of_read[:, :, 0]
-            steps = ops.arange(length)[:, None]
+            steps = _range(length)[:, None]
             before = (steps < lengths) & (of_read < of_all[:, -1])
             # The first step of the last sequence, if there is another one.
             first = ops.sum(ops.cast(before, "int32"), axis=0)
@@ -267,7 +267,7 @@ class DilatedRNN(keras.layers.Layer):
         y = ops.cast(ops.transpose(y, (1, 0, 2)), self.compute_dtype)
         if not self.return_sequences:
             count = self.dilations[0]
-            index = lengths[:, None] - count + ops.arange(count)
+            index = lengths[:, None] - count + _range(count)
             if reset is not None:
                 index = ops.where(index >= first[:, None], index, -1)
             y = _pick(y, index)
@@ -317,7 +317,7 @@ class DilatedRNN(keras.layers.Layer):
             whole = isinstance(length, int) and length % phases == 0
             mask = None
             if with_mask or (with_state and not whole):
-                mask = ops.arange(steps * phases)[:, None] < lengths
+                mask = _range(steps * phases)[:, None] < lengths
                 mask = ops.reshape(mask, (steps, phases * batch))
             reset = None
             if of_read is not None:
@@ -342,7 +342,7 @@ class DilatedRNN(keras.layers.Layer):
             x = ops.reshape(y, (steps * phases, batch, y.shape[-1]))
             if with_state:
                 # From the order of phases to that of time.
-                order = (lengths[:, None] + ops.arange(dilation)) % dilation
+                order = (lengths[:, None] + _range(dilation)) % dilation
                 for old, new in zip(before, keras.tree.flatten(after)):
                     new = ops.cast(_phases(new, phases, batch), old.dtype)
                     new = ops.concatenate([new, old[:, phases:]], axis=1)
@@ -370,7 +370,7 @@ class DilatedRNN(keras.layers.Layer):
             if every > 1:
                 steps = ops.shape(x)[0]
                 # `take`, for a slice with a stride is ten times slower.
-                kept = ops.arange((steps - 1) % every, steps, every)
+                kept = _range((steps - 1) % every, steps, every)
                 x = ops.take(x, kept, axis=0)
             x = self._run(layer, x, phases, training)[0]
         y = _phases(x[-1], phases, batch)
@@ -835,7 +835,7 @@ def _reset_rnn(layer):
 def _zero_before(first, state, lengths):
     """States (B, d, N) of the last d steps, zeros of those before the first."""
     dilation = state.shape[1]
-    steps = lengths[:, None] - dilation + ops.arange(dilation)
+    steps = lengths[:, None] - dilation + _range(dilation)
     kept = (steps >= first[:, None])[:, :, None]
     return ops.where(kept, state, ops.zeros_like(state))
 
@@ -856,6 +856,11 @@ def _phases(rows, phases, batch):
     return ops.transpose(rows, (1, 0, 2))
 
 
+def _range(*limits):
+    """int32, as sizes are: Keras' own is int64 with `floatx` "float64"."""
+    return ops.arange(*limits, dtype="int32")
+
+
 def _resize(x, length):
     """x (T, B, F) cut off, or filled up with zeros, to T = length."""
     missing = length - ops.shape(x)[0]
@@ -870,7 +875,7 @@ def _resize(x, length):
 def _unmasked_first(x, mask, lengths):
     """x (T, B, F) with the steps that a mask (B, T) keeps, and then zeros."""
     length = ops.shape(x)[0]
-    steps = ops.arange(length)
+    steps = _range(length)
     order = ops.argsort(ops.where(mask, steps, steps + length), axis=1)
     order = ops.where(steps < lengths[:, None], order, -1)
     x = _pick(ops.transpose(x, (1, 0, 2)), order)
@@ -880,7 +885,7 @@ def _unmasked_first(x, mask, lengths):
 def _pick(x, index):
     """x[b, index[b, i]] of x (B, T, N): (B, I, N), zeros where index < 0."""
     batch, length, units = ops.shape(x)
-    rows = ops.arange(batch)[:, None] * length + ops.maximum(index, 0)
+    rows = _range(batch)[:, None] * length + ops.maximum(index, 0)
     y = ops.take(ops.reshape(x, (batch * length, units)), rows, axis=0)
     return ops.where(index[:, :, None] >= 0, y, ops.zeros_like(y))
 

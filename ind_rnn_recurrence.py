@@ -477,7 +477,8 @@ def _forward(
     mean = sums[0] / ops.cast(length, sums[0].dtype)
     off = _to_accumulator(out[0]) - mean[:, None]
     if padded:
-        steps = ops.arange(ops.shape(off)[1])[:, None] < length
+        # int32: Keras' default is int64 with `floatx` "float64".
+        steps = ops.arange(ops.shape(off)[1], dtype="int32")[:, None] < length
         off = ops.where(steps, off, ops.zeros_like(off))
     variance = ops.sum(off * off, axis=1) / ops.cast(length, off.dtype)
     return out, ends, mean, variance

@@ -77,7 +77,7 @@ class ResetRNN(keras.layers.RNN):
         # 1: a step from zero states; 2: zero states, and no step.
         flag = ops.cast(reset, "int32")
         if mask is not None:
-            flag *= ops.where(mask, 1, 2)
+            flag = ops.where(mask, flag, 2 * flag)
             mask = ops.logical_or(mask, reset)
         loop = keras.layers.RNN(
             _ResetCell(self.cell, training),

@@ -3,6 +3,7 @@
 import importlib.metadata
 import random
 
+import keras
 import pytest
 
 
@@ -19,3 +20,12 @@ def pytest_configure(config):
 def seeded():
     """The same weights each time: Keras draws its seeds from `random`."""
     random.seed(0)
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")

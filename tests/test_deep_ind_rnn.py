@@ -1,5 +1,6 @@
 """Deep IndRNN networks: sizes, wiring against NumPy, identities, errors."""
 
+import functools
 import inspect
 import itertools
 import re
@@ -18,6 +19,7 @@ from deep_ind_rnn import (
     residual_ind_rnn,
     stacked_ind_rnn,
 )
+from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_normalization import RMSNormalization
 from pairs import data
@@ -36,15 +38,6 @@ SMALL = {
     dense_ind_rnn: {"growth_rate": 2, "block_sizes": (2, 1)},
 }
 every_network = pytest.mark.parametrize("network", SMALL)
-
-
-@pytest.fixture
-def float64():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
 
 
 def small(network, shape=(T, F), **options):
@@ -67,7 +60,17 @@ def fill(model, scale=1.3):
 
 
 def recurrent(model):
-    return [np.array(x.cell.recurrent_kernel) for x in of_type(model, IndRNN)]
+    return [np.array(cell.recurrent_kernel) for cell, _ in cells(model)]
+
+
+def cells(model):
+    """(IndRNNCell, dilation) of all recurrences."""
+    return [
+        (x.cells[0].cell, x.dilations[0])
+        if isinstance(x, DilatedRNN)
+        else (x.cell, 1)
+        for x in of_type(model, (IndRNN, DilatedRNN))
+    ]
 
 
 @pytest.mark.parametrize("place", ["after", "before"])
@@ -106,9 +109,8 @@ class Wiring:
     """What the docstrings say, in NumPy, with the weights of a model."""
 
     def __init__(self, model, bound, place):
-        self.layers = {
-            kind: iter(of_type(model, kind)) for kind in (Dense, IndRNN, BN)
-        }
+        self.layers = {kind: iter(of_type(model, kind)) for kind in (Dense, BN)}
+        self.layers[IndRNN] = iter(cells(model))
         self.bound, self.place = bound, place
 
     def dense(self, x, units):
@@ -132,11 +134,13 @@ class Wiring:
 
     def recur(self, x):
         x = self.normalize(x) if self.place == "before" else x
-        u = next(self.layers[IndRNN]).cell.recurrent_kernel.numpy()
-        u = np.clip(u, -self.bound, self.bound)
-        h, out = np.zeros_like(x[:, 0]), np.zeros_like(x)
+        cell, d = next(self.layers[IndRNN])
+        u = cell.recurrent_kernel.numpy()
+        u = np.clip(u, -(self.bound**d), self.bound**d)
+        out = np.zeros_like(x)
         for t in range(x.shape[1]):
-            out[:, t] = h = np.maximum(x[:, t] + u * h, 0)
+            before = out[:, t - d] if t >= d else 0
+            out[:, t] = np.maximum(x[:, t] + u * before, 0)
         return self.normalize(out) if self.place == "after" else out
 
     def stacked_ind_rnn(self, x, units, num_layers):
@@ -202,6 +206,79 @@ def test_wiring(normalized, network, outputs, float64):
     assert model.output_shape == (None, *expected.shape[1:])
     scale = np.abs(expected).max()
     np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-11 * scale)
+
+
+@pytest.mark.parametrize("dilations", [(1, 2, 4), [4, 1, 3], [1, 9, 2]])
+@pytest.mark.parametrize(
+    "normalization, place, max_steps",
+    [
+        ("batch", "after", None),
+        ("batch", "before", 4),
+        ("rms", "after", None),
+        (None, "after", None),
+    ],
+)
+def test_wiring_with_dilations(
+    normalization, place, max_steps, dilations, float64
+):
+    model = small(
+        stacked_ind_rnn,
+        normalization=normalization,
+        place=place,
+        max_steps=max_steps,
+        dilations=dilations,
+        return_sequences=True,
+    )
+    fill(model)
+    x = data(B, T, F, phase=2)
+    oracle = Wiring(model, 2 ** (1 / T), normalization and place)
+    expected = oracle.stacked_ind_rnn(x, **SMALL[stacked_ind_rnn])
+    assert all(next(rest, None) is None for rest in oracle.layers.values())
+    assert [d for _, d in cells(model)] == [*dilations]
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-11)
+
+
+def test_dilations_of_one_are_none():
+    one, other = (
+        keras.utils.set_random_seed(1)
+        or small(stacked_ind_rnn, dilations=dilations)
+        for dilations in ([1, 1, 1], None)
+    )
+    assert [type(x) for x in one.layers] == [type(x) for x in other.layers]
+    for a, b in zip(one.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("bound", [1.5, 0.5, None])
+def test_start_with_dilations(bound):
+    """A layer of dilation d has T / d steps."""
+    keras.utils.set_random_seed(1)
+    options = {"units": 128, "dilations": [1, 2, 8], "num_layers": 3}
+    model = stacked_ind_rnn(
+        (64, 2), recurrent_max_abs=bound, long_memory=True, **options
+    )
+    found = [cell.recurrent_max_abs for cell, _ in cells(model)]
+    assert found == [bound and bound**d for d in (1, 2, 8)]
+    first, second, last = recurrent(model)
+    high = [1.0 if bound is None else bound**d for d in (1, 2, 8)]
+    for u, b in ((first, high[0]), (second, high[1])):
+        assert -b / 3 <= u.min() < 0 and b * 0.9 < u.max() <= b
+    low = min(1 / high[2], high[2])
+    assert low <= last.min() and last.max() <= np.float32(high[2])
+
+    model = stacked_ind_rnn((64, 2), normalization=None, **options)
+    kernels = [x.kernel.numpy() for x in of_type(model, Dense)]
+    us = recurrent(model)
+    for u, kernel, steps in zip(us, kernels, (64, 32, 8), strict=True):
+        # Log-uniform up to the steps of the layer; the largest of 128
+        longest = -1 / np.log(np.abs(u).max())
+        assert 0.8 * steps < longest <= steps * 1.001
+        plain = kernel / np.maximum(1 - np.abs(u), 1 / steps)
+        assert 0.6 < plain.std() / np.sqrt(2 / len(kernel)) < 1.4
+    order = [np.argsort(u) for u in us]
+    np.testing.assert_array_equal(order[0], order[1])
+    np.testing.assert_array_equal(order[0], order[2])
 
 
 @pytest.mark.parametrize(
@@ -454,6 +531,62 @@ def test_stateful_chunks_are_the_whole(normalized, network, float64):
         np.testing.assert_allclose(of_last(x[:, :time]), y, rtol=0, atol=1e-9)
 
 
+def test_dilations_stream_forget_and_save(tmp_path, float64):
+    options = {"dilations": [3, 1, 2], "num_outputs": 2}
+    options |= {"recurrent_regularizer": RecurrentPenalty(0.1)}
+    stack = functools.partial(small, stacked_ind_rnn, (None, F), **options)
+    whole = fill(stack(return_sequences=True))
+    x = data(B, T, F)
+    expected = whole(x).numpy()
+    assert len(whole.losses) == 3
+
+    def copy_of(model):
+        weights = {w.path: w for w in model.weights}
+        states = [w for w in model.weights if w.name == "rnn_state"]
+        assert len(weights) - len(states) == len(whole.weights)
+        rest = [w for w in model.weights if w.name != "rnn_state"]
+        for w, value in zip(rest, whole.weights, strict=True):
+            w.assign(value)
+        return model
+
+    last = copy_of(stack())
+    np.testing.assert_allclose(last(x), expected[:, -1], rtol=0, atol=1e-12)
+
+    stream = copy_of(stack(return_sequences=True, stateful=True, batch_size=B))
+    parts = [stream(part) for part in np.split(x, [1, 3], axis=1)]
+    np.testing.assert_allclose(
+        np.concatenate(parts, 1), expected, rtol=0, atol=1e-12
+    )
+
+    packed = copy_of(stack(return_sequences=True, reset=True))
+    reset = np.arange(2 * T) % T == 0
+    twice = np.concatenate([x, x[::-1]], axis=1)
+    np.testing.assert_allclose(
+        packed([twice, np.tile(reset, (B, 1))]),
+        np.concatenate([expected, expected[::-1]], axis=1),
+        rtol=0,
+        atol=1e-12,
+    )
+
+    whole.save(tmp_path / "whole.keras")
+    loaded = keras.models.load_model(tmp_path / "whole.keras")
+    np.testing.assert_array_equal(loaded(x), expected)
+
+
+def test_dilations_train():
+    """What the first step was, 31 = 1 + 2 + 4 + 8 + 16 steps before."""
+    keras.utils.set_random_seed(1)
+    model = stacked_ind_rnn(
+        (32, 1), 16, 5, num_outputs=1, dilations=[1, 2, 4, 8, 16]
+    )
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    x = np.random.default_rng(0).choice([-1.0, 1.0], (256, 32, 1))
+    y = x[:, 0]
+    before = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, epochs=30, batch_size=16, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < 0.5 < before
+
+
 @pytest.mark.parametrize(
     "options, network",
     each_value(
@@ -526,6 +659,7 @@ def test_recurrent_penalty_of_a_network(network):
 ERRORS = {
     stacked_ind_rnn: [
         ("num_layers", [0, 1.5, True, "6", None]),
+        ("dilations", [5, "124", [1, 2], []]),
         ("units", [0, -1, 1.5, True, None]),
         ("dropout", [1.0, -0.1, "a", True, float("nan")]),
     ],
@@ -581,6 +715,9 @@ def test_errors_name_argument_and_value(network):
 
 
 def test_errors_name_what_was_passed():
+    for bad in (0, 2.5, True):
+        with pytest.raises((TypeError, ValueError), match=rf"s\[1\]`.*{bad}"):
+            small(stacked_ind_rnn, dilations=[1, bad, 2])
     with pytest.raises(ValueError, match=r"`block_sizes\[1\]`.*0"):
         small(dense_ind_rnn, block_sizes=(2, 0))
     with pytest.raises(TypeError, match=r"`block_sizes\[0\]`.*1.5"):

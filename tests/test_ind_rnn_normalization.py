@@ -267,15 +267,6 @@ def pair_of_networks(network, time=T, **options):
     return model, other
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
-
-
 NETWORKS = stacked_ind_rnn, residual_ind_rnn, dense_ind_rnn
 OPTIONS = [
     {},

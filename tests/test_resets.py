@@ -363,3 +363,36 @@ def test_networks_with_resets(sizes, normalization):
         expected = plain(x[b : b + 1, start:end])[0]
         scale = np.abs(expected).max()
         np.testing.assert_allclose(y[b, start:end], expected, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **o: IndRNN(N, **o),
+        lambda **o: IndyLSTM(N, **o),
+        lambda **o: ResetRNN(keras.layers.GRUCell(N), **o),
+        lambda **o: DilatedRNN([keras.layers.LSTM(N), IndRNN(N)], **o),
+        lambda **o: stacked_ind_rnn((None, F), N, 2),
+    ],
+    ids=["IndRNN", "IndyLSTM", "ResetRNN", "DilatedRNN", "stacked"],
+)
+def test_double_precision_everywhere(make, float64):
+    """With `floatx` "float64", integers of Keras' operations are int64."""
+    layer = make()
+    network = isinstance(layer, keras.Model)
+    rng = np.random.default_rng(3)
+
+    def call(x, mask, reset):
+        if network:
+            return layer(x, training=True)
+        return layer(x, mask=mask, reset=reset)
+
+    specs = [tf.TensorSpec((B, None, F), "float64")]
+    specs += [tf.TensorSpec((B, None), "bool")] * 2
+    traced = tf.function(call, input_signature=specs)
+    for time in (7, 6, 5, 4):  # of the third on, any length is padded
+        x = rng.normal(size=(B, time, F))
+        steps = flags(rng, time, 0.7), flags(rng, time, 0.3)
+        y = call(x, *steps)
+        assert y.dtype == "float64"
+        np.testing.assert_allclose(traced(x, *steps), y, rtol=0, atol=1e-12)
