@@ -372,7 +372,7 @@ def test_networks_with_resets(sizes, normalization):
         lambda **o: IndyLSTM(N, **o),
         lambda **o: ResetRNN(keras.layers.GRUCell(N), **o),
         lambda **o: DilatedRNN([keras.layers.LSTM(N), IndRNN(N)], **o),
-        lambda **o: stacked_ind_rnn((None, F), N, 2),
+        lambda **o: stacked_ind_rnn((None, F), N, 2, return_sequences=True),
     ],
     ids=["IndRNN", "IndyLSTM", "ResetRNN", "DilatedRNN", "stacked"],
 )
@@ -390,9 +390,11 @@ def test_double_precision_everywhere(make, float64):
     specs = [tf.TensorSpec((B, None, F), "float64")]
     specs += [tf.TensorSpec((B, None), "bool")] * 2
     traced = tf.function(call, input_signature=specs)
-    for time in (7, 6, 5, 4):  # of the third on, any length is padded
-        x = rng.normal(size=(B, time, F))
-        steps = flags(rng, time, 0.7), flags(rng, time, 0.3)
-        y = call(x, *steps)
-        assert y.dtype == "float64"
-        np.testing.assert_allclose(traced(x, *steps), y, rtol=0, atol=1e-12)
+    given = [
+        (rng.normal(size=(B, t, F)), flags(rng, t, 0.7), flags(rng, t, 0.3))
+        for t in (7, 6, 5, 4)
+    ]
+    expected = [call(*case) for case in given]  # from the third on, padded
+    assert all(y.dtype == "float64" for y in expected)
+    for case, y in zip(given, expected, strict=True):
+        np.testing.assert_allclose(traced(*case), y, rtol=0, atol=1e-12)
