@@ -148,6 +148,9 @@ def recurrent_network(args, return_sequences):
     deep |= experiment.normalization(args)
     if args.model == "stacked":
         return stacked_ind_rnn(shape, args.units, args.layers, **deep)
+    if args.model == "dilated_stacked":
+        deep |= {"dilations": args.dilations, "long_memory": False}
+        return stacked_ind_rnn(shape, args.units, len(args.dilations), **deep)
     if args.model == "residual":
         return residual_ind_rnn(shape, args.units, args.blocks, **deep)
     if args.model == "dense":
@@ -213,7 +216,8 @@ def add_data(parser):
 
 
 def parse(argv):
-    models = ("indrnn", "stacked", "residual", "dense", "dilated")
+    models = ("indrnn", "stacked", "residual", "dense", "dilated_stacked")
+    models += ("dilated",)
     parser = experiment.parser(__doc__, "sequential_mnist", models)
     count = experiment.count(1)
     for flag, default, text, kind in (

@@ -8,7 +8,13 @@ import pytest
 import tensorflow as tf
 
 from cases import LONG, each_value, every_pair
-from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
+from deep_ind_rnn import (
+    DilatedIndRNN,
+    dense_ind_rnn,
+    residual_ind_rnn,
+    stacked_ind_rnn,
+)
+from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_normalization import (
     BatchNormalization,
@@ -244,6 +250,8 @@ def as_in_keras(model):
             config["noise_shape"] = (None, 1, None)
         if kind is IndRNN:
             config["with_moments"] = False
+        if kind is DilatedIndRNN:
+            kind = DilatedRNN
         return of_keras.get(kind, kind).from_config(config)
 
     return keras.models.clone_model(model, clone_function=clone)
@@ -289,6 +297,14 @@ def test_networks_train_as_with_keras(network, options, mode, float64):
     assert_close(found, expected, 1e-11)
     predicted = [tf.function(model)(batches[0]) for model in (ours, of_keras)]
     assert_close(predicted[:1], predicted[1:], 1e-11)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dilations", [[1, 2, 3], [2, 4, 2]])
+def test_dilations_train_as_with_keras(dilations, mode, float64):
+    test_networks_train_as_with_keras(
+        stacked_ind_rnn, {"dilations": dilations}, mode, None
+    )
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
