@@ -1,5 +1,6 @@
 """README and docstrings: commands are the ones in use, examples run."""
 
+import ast
 import doctest
 import inspect
 import os
@@ -215,3 +216,43 @@ def test_what_two_files_share_is_the_same(name):
         )
     )
     assert here == there
+
+
+def needed(file):
+    """The names of our files that one of them needs, itself among them."""
+    found, rest = set(), [file]
+    while rest:
+        name = rest.pop()
+        if name in found or not (ROOT / f"{name}.py").exists():
+            continue
+        found.add(name)
+        tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
+        # Those of the file itself: a function may do without, and say so.
+        nodes = [x for x in tree.body if isinstance(x, ast.ImportFrom)]
+        rest += [node.module for node in nodes]
+    return found
+
+
+def test_the_files_to_copy_are_those_that_are_needed():
+    """Each row names files, and perhaps those of a row above it."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = table.split("| to use | copy |")[1].split("\n\n")[0]
+    rows = {}
+    for row in table.splitlines()[2:]:
+        use, files = row.strip("| ").split(" | ")
+        named = re.findall(r"`(\w+)\.py`", files)
+        if "the five above" in files:
+            assert len(above := set().union(*rows.values())) == 5
+            named += above
+        if "the four of `IndRNN`" in files:
+            assert len(rows["`IndRNN`"]) == 4
+            named += rows["`IndRNN`"]
+        rows[use.split(",")[0]] = set(named)
+    for use, file in (
+        ("`IndRNNCell`", "ind_rnn_cell"),
+        ("`DilatedRNN`", "dilated_rnn"),
+        ("`IndRNN`", "ind_rnn"),
+        ("the deep networks", "deep_ind_rnn"),
+        ("`IndyLSTM`", "indy"),
+    ):
+        assert rows[use] == needed(file)
