@@ -500,7 +500,7 @@ class _Network:
             recurrent_regularizer=self.recurrent_regularizer,
             recurrent_max_abs=max_abs,
             return_sequences=True,
-            stateful=self.stateful and dilation == 1,
+            stateful=self.stateful and dilation == 1,  # else DilatedRNN's
             with_moments=self.normalization == "batch"
             and self.place == "after"
             and self.max_steps is None,

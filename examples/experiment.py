@@ -292,7 +292,8 @@ def jit_compile(args):
     """
     if args.model == "dilated":
         return args.cell in ("rnn", "indrnn")
-    return args.model not in (*BASELINES, "stacked", "residual", "dense")
+    deep = ("stacked", "residual", "dense", "dilated_stacked")
+    return args.model not in (*BASELINES, *deep)
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn_examples")
