@@ -368,11 +368,11 @@ def test_networks_with_resets(sizes, normalization):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda **o: IndRNN(N, **o),
-        lambda **o: IndyLSTM(N, **o),
-        lambda **o: ResetRNN(keras.layers.GRUCell(N), **o),
-        lambda **o: DilatedRNN([keras.layers.LSTM(N), IndRNN(N)], **o),
-        lambda **o: stacked_ind_rnn((None, F), N, 2, return_sequences=True),
+        lambda: IndRNN(N),
+        lambda: IndyLSTM(N),
+        lambda: ResetRNN(keras.layers.GRUCell(N)),
+        lambda: DilatedRNN([keras.layers.LSTM(N), IndRNN(N)]),
+        lambda: stacked_ind_rnn((None, F), N, 2, return_sequences=True),
     ],
     ids=["IndRNN", "IndyLSTM", "ResetRNN", "DilatedRNN", "stacked"],
 )
