@@ -133,7 +133,7 @@ def stacked_ind_rnn(
     """
     units = _integer("units", units, minimum=1)
     num_layers = _integer("num_layers", num_layers, minimum=1)
-    dilations = _dilations(dilations, num_layers)
+    dilations = _dilations(dilations, num_layers, "`num_layers`")
     net = _Network(
         input_shape,
         activation=activation,
@@ -171,6 +171,7 @@ def residual_ind_rnn(
     recurrent_max_abs="auto",
     recurrent_initializer=None,
     long_memory=False,
+    dilations=None,
     normalization="batch",
     place="after",
     max_steps=None,
@@ -200,6 +201,9 @@ def residual_ind_rnn(
         num_blocks: Blocks of two recurrences. Default: 5.
         dropout: Rate before each dense layer but the first, in [0, 1). All
             time steps share one mask. Default: 0.0.
+        dilations: A list with a positive integer d for each of the
+            2 * num_blocks + 1 recurrences, as in `stacked_ind_rnn`. Default:
+            None, which is 1 for all.
         name: Name of the model. Default: "residual_ind_rnn".
         All others: As in `stacked_ind_rnn`.
 
@@ -212,6 +216,9 @@ def residual_ind_rnn(
     """
     units = _integer("units", units, minimum=1)
     num_blocks = _integer("num_blocks", num_blocks, minimum=1)
+    dilations = _dilations(
+        dilations, 2 * num_blocks + 1, "2 * `num_blocks` + 1"
+    )
     net = _Network(
         input_shape,
         activation=activation,
@@ -230,14 +237,16 @@ def residual_ind_rnn(
         reset=reset,
         name=name or "residual_ind_rnn",
     )
-    x = net.dense(net.input, units)
-    for _ in range(num_blocks):
+    x = net.dense(net.input, units, dilations[0])
+    for block in range(num_blocks):
         y = x
-        for _ in range(2):
-            y = net.dropout(net.recur(y), "dropout", dropout)
-            y = net.dense(y, units)
+        for index in (2 * block, 2 * block + 1):
+            y = net.recur(y, dilation=dilations[index])
+            y = net.dropout(y, "dropout", dropout)
+            y = net.dense(y, units, dilations[index + 1])
         x = keras.layers.Add()([x, y])
-    x = net.dropout(net.recur(x, last=True), "dropout", dropout)
+    x = net.recur(x, last=True, dilation=dilations[-1])
+    x = net.dropout(x, "dropout", dropout)
     return net.model(x, num_outputs)
 
 
@@ -551,8 +560,8 @@ class DilatedIndRNN(DilatedRNN):
         (B, T, N) -> (B, T / d, d * N) -> h of T / d steps -> (B, T, N)
 
     Nothing moves in memory, and the loop is d times shorter. This is for all
-    outputs, without mask, resets, states and dropout. Else `DilatedRNN` runs.
-    Arguments, weights and results are its own.
+    outputs of one layer, without mask, resets, states and dropout. Else
+    `DilatedRNN` runs. Arguments, weights and results are its own.
     """
 
     def call(
@@ -565,17 +574,20 @@ class DilatedIndRNN(DilatedRNN):
     ):
         if mask is None:
             mask = getattr(sequences, "_keras_mask", None)
-        plain = self.return_sequences and not (
-            self.return_state or self.stateful or self.go_backwards
+        layer, dilation = self.layers[0], self.dilations[0]
+        cell = layer.cell
+        plain = (
+            len(self.layers) == 1
+            and isinstance(layer, IndRNN)
+            and self.return_sequences
+            and not (self.return_state or self.stateful or self.go_backwards)
         )
-        (layer,), (dilation,) = self.layers, self.dilations
-        cell, step = layer.cell, layer.fused_step()
         if (
             not plain
             or any(x is not None for x in (initial_state, mask, reset))
             or cell.dropout > 0
             or cell.recurrent_dropout > 0
-            or step is None
+            or (step := layer.fused_step()) is None
         ):
             return super().call(
                 sequences,
@@ -610,19 +622,18 @@ class DilatedIndRNN(DilatedRNN):
         return y
 
 
-def _dilations(dilations, num_layers):
-    """A list with the dilation of each layer."""
+def _dilations(dilations, count, meaning):
+    """A list with the dilation of each of `count` recurrences."""
     if dilations is None:
-        return [1] * num_layers
+        return [1] * count
     if not isinstance(dilations, (list, tuple)):
         raise TypeError(
             "`dilations` must be a list of positive integers or None, got "
             f"{dilations!r}"
         )
-    if len(dilations) != num_layers:
+    if len(dilations) != count:
         raise ValueError(
-            f"`dilations` must be {num_layers} numbers, as many as "
-            f"`num_layers`, got {dilations!r}"
+            f"`dilations` must be {count} numbers, {meaning}, got {dilations!r}"
         )
     return [
         _integer(f"dilations[{index}]", dilation, minimum=1)

@@ -27,7 +27,6 @@ import zipfile
 import keras
 import matplotlib
 import numpy as np
-import tensorflow as tf
 
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
@@ -38,12 +37,19 @@ try:
 except ImportError:  # Windows: nothing tells that --out is in use.
     fcntl = None
 
+tf = None
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
 
 class UserError(Exception):
     """What the user can mend: ends an example with one line and code 2."""
+
+
+STEPS_PER_EXECUTION = 20  # on JAX
 
 
 # The networks to compare with: plain layers, Keras' own and elementwise ones.
@@ -288,11 +294,14 @@ def jit_compile(args):
     """Whether XLA is faster for the whole step.
 
     It is not for the loops of Keras, nor for deep networks: `training_step.py`
-    among the benchmarks, with and without `--jit`.
+    among the benchmarks, with and without `--jit`. JAX has no other compiler.
     """
+    if tf is None:
+        return "auto"
     if args.model == "dilated":
         return args.cell in ("rnn", "indrnn")
-    deep = ("stacked", "residual", "dense", "dilated_stacked")
+    deep = ("stacked", "residual", "dense")
+    deep += ("dilated_stacked", "dilated_residual")
     return args.model not in (*BASELINES, *deep)
 
 
@@ -433,6 +442,8 @@ def batches(batch, steps, free=()):
 
     `free` are the axes in which their shapes may differ.
     """
+    if tf is None:
+        return _Batches(batch, steps)
     signature = tuple(
         tf.TensorSpec(
             [None if i in free else n for i, n in enumerate(x.shape)], x.dtype
@@ -447,6 +458,20 @@ def batches(batch, steps, free=()):
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.with_options(options).prefetch(2)
+
+
+class _Batches(keras.utils.PyDataset):
+    """What `batches` returns where there is no tf.data: on JAX."""
+
+    def __init__(self, batch, steps):
+        super().__init__(workers=4)  # In order, whoever comes first.
+        self.batch, self.steps = batch, steps
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, step):
+        return self.batch(step)
 
 
 def train(
@@ -493,6 +518,9 @@ def train(
             keras.utils.set_random_seed(args.seed)
             model = build()
             begin(args, out)
+        if tf is None:
+            # Keras waits for JAX after every execution.
+            model.steps_per_execution = min(steps, STEPS_PER_EXECUTION)
         while len(history) < args.epochs and not enough(history):
             epoch = len(history)
             start = time.perf_counter()

@@ -151,6 +151,10 @@ def recurrent_network(args, return_sequences):
     if args.model == "dilated_stacked":
         deep |= {"dilations": args.dilations, "long_memory": False}
         return stacked_ind_rnn(shape, args.units, len(args.dilations), **deep)
+    if args.model == "dilated_residual":
+        deep |= {"dilations": args.dilations, "long_memory": False}
+        blocks = len(args.dilations) // 2
+        return residual_ind_rnn(shape, args.units, blocks, **deep)
     if args.model == "residual":
         return residual_ind_rnn(shape, args.units, args.blocks, **deep)
     if args.model == "dense":
@@ -217,7 +221,7 @@ def add_data(parser):
 
 def parse(argv):
     models = ("indrnn", "stacked", "residual", "dense", "dilated_stacked")
-    models += ("dilated",)
+    models += ("dilated_residual", "dilated")
     parser = experiment.parser(__doc__, "sequential_mnist", models)
     count = experiment.count(1)
     for flag, default, text, kind in (

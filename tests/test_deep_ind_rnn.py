@@ -22,6 +22,7 @@ from deep_ind_rnn import (
 )
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
+from ind_rnn_cell import IndRNNCell
 from ind_rnn_normalization import RMSNormalization
 from pairs import data
 
@@ -209,7 +210,15 @@ def test_wiring(normalized, network, outputs, float64):
     np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-11 * scale)
 
 
-@pytest.mark.parametrize("dilations", [(1, 2, 4), [4, 1, 3], [1, 9, 2]])
+@pytest.mark.parametrize(
+    "network, dilations",
+    [
+        (stacked_ind_rnn, (1, 2, 4)),
+        (stacked_ind_rnn, [4, 1, 3]),
+        (stacked_ind_rnn, [1, 9, 2]),
+        (residual_ind_rnn, [1, 3, 9, 2, 4]),
+    ],
+)
 @pytest.mark.parametrize(
     "normalization, place, max_steps",
     [
@@ -220,10 +229,10 @@ def test_wiring(normalized, network, outputs, float64):
     ],
 )
 def test_wiring_with_dilations(
-    normalization, place, max_steps, dilations, float64
+    normalization, place, max_steps, network, dilations, float64
 ):
     model = small(
-        stacked_ind_rnn,
+        network,
         normalization=normalization,
         place=place,
         max_steps=max_steps,
@@ -233,18 +242,21 @@ def test_wiring_with_dilations(
     fill(model)
     x = data(B, T, F, phase=2)
     oracle = Wiring(model, 2 ** (1 / T), normalization and place)
-    expected = oracle.stacked_ind_rnn(x, **SMALL[stacked_ind_rnn])
+    expected = getattr(oracle, network.__name__)(x, **SMALL[network])
     assert all(next(rest, None) is None for rest in oracle.layers.values())
     assert [d for _, d in cells(model)] == [*dilations]
     assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-11)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-11 * scale)
 
 
-def test_dilations_of_one_are_none():
+@pytest.mark.parametrize(
+    "network, count", [(stacked_ind_rnn, 3), (residual_ind_rnn, 5)]
+)
+def test_dilations_of_one_are_none(network, count):
     one, other = (
-        keras.utils.set_random_seed(1)
-        or small(stacked_ind_rnn, dilations=dilations)
-        for dilations in ([1, 1, 1], None)
+        keras.utils.set_random_seed(1) or small(network, dilations=dilations)
+        for dilations in ([1] * count, None)
     )
     assert [type(x) for x in one.layers] == [type(x) for x in other.layers]
     for a, b in zip(one.weights, other.weights, strict=True):
@@ -574,6 +586,21 @@ def test_dilations_stream_forget_and_save(tmp_path, float64):
     np.testing.assert_array_equal(loaded(x), expected)
 
 
+@pytest.mark.parametrize(
+    "kinds", [[IndRNN, IndRNN], [IndRNNCell], [keras.layers.GRU]]
+)
+def test_dilated_ind_rnn_of_others_is_a_dilated_rnn(kinds):
+    x = data(B, T, F).astype("float32")
+    results = []
+    for dilated in (DilatedIndRNN, DilatedRNN):
+        layer = dilated([kind(N) for kind in kinds], return_sequences=True)
+        layer.build(x.shape)
+        for index, w in enumerate(layer.trainable_weights):
+            w.assign(data(*w.shape, phase=index))
+        results.append(layer(x))
+    np.testing.assert_allclose(*results, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("dilation", [2, 3, 9])
 @pytest.mark.parametrize(
     "options",
@@ -715,6 +742,7 @@ ERRORS = {
     ],
     residual_ind_rnn: [
         ("num_blocks", [0, 1.5, True]),
+        ("dilations", [5, "12412", [1, 2, 4], []]),
         ("units", [0, 1.5, True]),
         ("dropout", [1.0, -0.1]),
     ],
