@@ -300,6 +300,12 @@ def parse(argv):
         if getattr(args, name) is None:
             setattr(args, name, value)
     experiment.check_rates(parser, args, "dropout")
+    count = len(args.dilations)
+    if args.model == "dilated_residual" and count % 2 == 0:
+        parser.error(
+            "--dilations of --model dilated_residual must be 2 for each block "
+            f"and 1 for the end, an odd number of them, got {count}"
+        )
     return args
 
 

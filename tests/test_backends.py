@@ -1,9 +1,11 @@
 """The layers on whatever backend Keras has: `KERAS_BACKEND=jax pytest ...`.
 
-Nothing here knows of TensorFlow. The last test runs the others under JAX.
+Nothing here knows of TensorFlow. The last test runs the others under JAX, and
+some of the examples.
 """
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -192,10 +194,18 @@ def test_which_backends_have_the_fused_recurrence():
 
 
 @pytest.mark.slow
-def test_on_jax():
-    options = ["-q", "-n", "0", "-k", "not on_jax"]
+@pytest.mark.parametrize(
+    "file, chosen",
+    [
+        ("test_backends.py", "not on_jax"),
+        ("test_examples.py", "killed and addition or initial_weights"),
+    ],
+)
+def test_on_jax(file, chosen):
+    options = ["-q", "-n", "0", "-k", chosen]
+    path = pathlib.Path(__file__).with_name(file)
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, __file__],
+        [sys.executable, "-m", "pytest", *options, path],
         env={**os.environ, "KERAS_BACKEND": "jax"},
         capture_output=True,
         text=True,

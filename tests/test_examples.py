@@ -285,10 +285,15 @@ def test_mnist_with_a_dilated_network(cell, tmp_path, mnist):
 
 @pytest.mark.parametrize(
     "model",
-    ["residual", pytest.param("dense", marks=SLOW)],
+    [
+        "residual",
+        "dilated_residual",
+        *(pytest.param(x, marks=SLOW) for x in ("dense", "dilated_stacked")),
+    ],
 )
 def test_mnist_with_a_deep_network(model, tmp_path, mnist):
     small = ["--blocks", "1", "--growth", "2", "--block-sizes", "2", "1"]
+    small += ["--dilations", "1", "28", "2", "--units", "8"]
     argv = [*mnist, *small, "--model", model, "--dropout", "0.1"]
     argv += ["--epochs", "1", "--batch-size", "12", "--out", str(tmp_path)]
     sequential_mnist.main(argv)
@@ -617,6 +622,11 @@ def test_broken_mnist_is_one_line(content, words, tmp_path, capsys):
         (sequential_mnist, ["--weight-decay", "-1"], "negative, got -1"),
         (sequential_mnist, ["--shift", "28"], "at most 27, got 28"),
         (sequential_mnist, ["--dilations", "0"], "at least 1, got 0"),
+        (
+            sequential_mnist,
+            ["--model", "dilated_residual", "--dilations", "1", "2"],
+            "odd number of them, got 2",
+        ),
         (copy_memory, ["--cell", "elman"], "cell"),
         (copy_memory, ["--time-steps", "0"], "at least 1, got 0"),
         (draw_dilated_rnn, ["--time-steps", "0"], "at least 1, got 0"),
