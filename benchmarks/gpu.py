@@ -6,12 +6,12 @@ The layer under Keras' JAX backend, compiled by XLA as it is under TensorFlow,
 in its two forms; and, where PyTorch is installed, `torch.nn.LSTM` and
 `torch.nn.GRU` on the same device, which run cuDNN there. Forward and backward,
 F = N, loss sum(y * G), in float32 (its matrix products in TF32, as both
-libraries have it by default) and bfloat16 (`--dtypes`). "Moved" is what
-the recurrence of IndRNN must move at least, five arrays of (B, T, N): W x and
-h, h and its gradient, that of W x. What does not fit into the memory of the
-device is "memory" in the table. A call is repeated `--rounds` times, or for
-`--seconds`, but at least three times. It needs jax, but neither TensorFlow nor
-a GPU: on a CPU it shows that it runs.
+libraries have it by default) and bfloat16 (`--dtypes`). "Moved" is what the
+recurrence of IndRNN must move at least, five arrays of (B, T, N): W x and h, h
+and its gradient, that of W x. What does not fit into the memory of the device
+is "memory" in the table, and what raises another error "fails". A call is
+repeated `--rounds` times, or for `--seconds`, but at least three times. It
+needs jax, but neither TensorFlow nor a GPU: on a CPU it shows that it runs.
 """
 
 import concurrent.futures

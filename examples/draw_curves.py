@@ -52,6 +52,7 @@ def main(argv=None):
         "the upper end of the axis",
         type=experiment.positive,
     )
+    parser.add_argument("--log", action="store_true", help="logarithmic axis")
     option(
         parser,
         "--out",
@@ -65,6 +66,7 @@ def main(argv=None):
         points = read(run, args.column, args.over)
         axes.plot(*points, "o-", ms=3, label=pathlib.Path(run).name)
     axes.set(xlabel=args.over, ylabel=args.column)
+    axes.set_yscale("log" if args.log else "linear")
     axes.set_ylim(top=args.top)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -329,6 +329,23 @@ def cosine(learning_rate, steps, warmup):
     )
 
 
+def compile_classifier(model, args, steps, warmup, weight_decay):
+    """Compile a model that ends in logits, for labels (B,).
+
+    AdamW with a learning rate as in `cosine`, over all `steps` of a run.
+    """
+    model.compile(
+        AdamW(
+            cosine(args.learning_rate, steps, min(warmup, steps // 2)),
+            weight_decay=weight_decay,
+            global_clipnorm=1.0,
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit_compile(args),
+    )
+
+
 def count(minimum, maximum=math.inf):
     """An argparse type: an integer from `minimum` to `maximum`."""
 
@@ -500,8 +517,9 @@ def train(
         steps: Batches in an epoch.
         callbacks: history -> the callbacks of the next epoch.
         enough: history -> whether to stop here.
-        best: A column of the history: the model for which it was lowest is
-            left in best.keras.
+        best: A column of the history: the model for which it was lowest, or
+            highest if it is an accuracy, is left in best.keras; of equal ones
+            the last.
         free: The axes in which the shapes of batches may differ.
         afterwards: Names of arguments that do not touch the training, so that
             a resumed run may be given others.
@@ -558,7 +576,7 @@ def train(
             )
             # The history first: a resumed run drops what is ahead of its model.
             write_history(out, history)
-            if best and history[-1][best] == min(row[best] for row in history):
+            if best and _is_best(history, best):
                 _save_network(model, out / "best.keras")
             _save(model, out / "checkpoint.keras")
         return model, history
@@ -754,6 +772,12 @@ def write_history(out, history):
         writer = csv.DictWriter(file, history[-1])
         writer.writeheader()
         writer.writerows(history)
+
+
+def _is_best(history, column):
+    """Whether the last row has the best value of a column so far."""
+    values = [row[column] for row in history]
+    return values[-1] == (max if "accuracy" in column else min)(values)
 
 
 def _write(path, text):

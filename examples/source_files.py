@@ -84,15 +84,8 @@ def build_model(args, steps):
     x = keras.layers.Embedding(256, args.features)(inputs)
     x = recurrent_network(args)(x)
     model = keras.Model(inputs, keras.layers.Dense(len(PACKAGES))(x))
-    model.compile(
-        experiment.AdamW(
-            experiment.cosine(args.learning_rate, steps, min(100, steps // 2)),
-            weight_decay=0.01,
-            global_clipnorm=1.0,
-        ),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=experiment.jit_compile(args),
+    experiment.compile_classifier(
+        model, args, steps, warmup=100, weight_decay=0.01
     )
     return model
 

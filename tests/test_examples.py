@@ -330,10 +330,8 @@ def test_mnist_of_the_best_epoch(tmp_path, mnist, capsys):
     sequential_mnist.main([*argv, "--batch-size", "8", "--out", str(out)])
     metrics = json.loads((out / "result.json").read_text())["metrics"]
     rows = history(out)
-    best = min(rows, key=lambda row: row["val_loss"])
-    assert metrics["validation_error"] == pytest.approx(
-        1 - best["val_accuracy"]
-    )
+    best = max(row["val_accuracy"] for row in rows)
+    assert metrics["validation_error"] == pytest.approx(1 - best)
     capsys.readouterr()
     # A file, or its directory; --permute is known from its arguments.
     for path in (out, out / "best.keras"):
@@ -341,6 +339,23 @@ def test_mnist_of_the_best_epoch(tmp_path, mnist, capsys):
         assert json.loads(capsys.readouterr().out) == metrics
     model = keras.models.load_model(out / "best.keras")
     assert not getattr(model, "optimizer", None)
+
+
+@pytest.mark.parametrize(
+    "column, values, expected",
+    [
+        ("val_loss", [3.0, 2.0, 2.0, 4.0, 1.0], [1, 1, 1, 0, 1]),
+        ("val_accuracy", [0.2, 0.5, 0.5, 0.4, 0.6], [1, 1, 1, 0, 1]),
+        ("val_bpc", [3.0, 5.0, 2.0], [1, 0, 1]),
+    ],
+)
+def test_which_epoch_is_best(column, values, expected):
+    rows = [{column: value} for value in values]
+    found = [
+        experiment._is_best(rows[: index + 1], column)
+        for index in range(len(rows))
+    ]
+    assert found == expected
 
 
 def test_mnist_from_initial_weights(tmp_path, mnist, capsys):
