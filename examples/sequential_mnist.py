@@ -140,13 +140,13 @@ def recurrent_network(args, return_sequences):
     deep |= experiment.normalization(args)
     if args.model == "stacked":
         return stacked_ind_rnn(shape, args.units, args.layers, **deep)
+    with_dilations = {**deep, "dilations": args.dilations, "long_memory": False}
+    count = len(args.dilations)
     if args.model == "dilated_stacked":
-        deep |= {"dilations": args.dilations, "long_memory": False}
-        return stacked_ind_rnn(shape, args.units, len(args.dilations), **deep)
+        return stacked_ind_rnn(shape, args.units, count, **with_dilations)
     if args.model == "dilated_residual":
-        deep |= {"dilations": args.dilations, "long_memory": False}
-        blocks = len(args.dilations) // 2
-        return residual_ind_rnn(shape, args.units, blocks, **deep)
+        blocks = count // 2
+        return residual_ind_rnn(shape, args.units, blocks, **with_dilations)
     if args.model == "residual":
         return residual_ind_rnn(shape, args.units, args.blocks, **deep)
     if args.model == "dense":
