@@ -7,7 +7,6 @@ This file stands alone: copy it into a project, or install and import it.
 
 import contextlib
 import copy
-import functools
 import math
 import numbers
 import threading
@@ -70,7 +69,9 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             recurrence. Then F must be N. Default: True.
         use_bias: Whether to add a bias. Default: True.
         kernel_initializer: Default: None, which is `UnitGain()`: neurons that
-            remember longer get a smaller kernel.
+            remember longer get a smaller kernel. It draws u as well, so a
+            `recurrent_initializer` of your own must return the same values
+            each time, as those of Keras do.
         recurrent_initializer: Default: None, which is `TimeConstants()`:
             memories of all lengths. Initial values are clipped to the bound.
         bias_initializer: Default: "zeros".
@@ -300,12 +301,16 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         }
 
     def _initializers(self):
-        """The initializers of kernel and u; the kernel's may depend on u."""
+        """The initializers of kernel and u; the kernel's may depend on u.
+
+        Both draw u. That gives the same values, since an initializer of Keras
+        draws the same ones each time. A drawn tensor must not be kept: Keras
+        may initialize a variable twice, first inside a graph that it discards.
+        """
         initializer = self.recurrent_initializer
         if isinstance(initializer, TimeConstants):
             initializer = initializer.with_defaults(self.time_steps)
 
-        @functools.cache
         def draw(shape, dtype=None):
             return self.bound(initializer(shape, dtype=dtype))
 

@@ -601,11 +601,14 @@ class TimeStepBatchNormalization(keras.layers.Layer):
             (self.moving_mean, mean),
             (self.moving_variance, variance),
         ):
+            # JAX's `where` takes no variables while it traces.
+            old = ops.convert_to_tensor(moving)
             value = ops.stop_gradient(self._pad_to_max_steps(value))
-            mixed = self.momentum * moving + (1 - self.momentum) * value
+            mixed = self.momentum * old + (1 - self.momentum) * value
             value = ops.where(before, mixed, value)
-            moving.assign(ops.where(now, value, moving))
-        self.trained.assign(ops.where(now[:, 0], 1.0, self.trained))
+            moving.assign(ops.where(now, value, old))
+        trained = ops.cast(now[:, 0], self.trained.dtype)
+        self.trained.assign(ops.maximum(self.trained, trained))
 
     def _pad_to_max_steps(self, x):
         """x (T, N) cut off, or filled up with zeros, to `max_steps`."""
