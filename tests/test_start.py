@@ -5,7 +5,6 @@ import math
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from cases import every_pair
 from dilated_rnn import DilatedRNN
