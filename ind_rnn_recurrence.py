@@ -142,7 +142,8 @@ def fused_step(cell):
     if tf and tf.config.functions_run_eagerly():
         return None
     activations = []
-    for activation in cell.step:
+    for name in cell.step_type._fields:
+        activation = getattr(cell, name)
         if activation not in ACTIVATION_GRADIENTS:
             if jax or isinstance(activation, keras.layers.Layer):
                 return None
@@ -155,7 +156,7 @@ def fused_step(cell):
             if not activation.is_pure:
                 return None
         activations.append(activation)
-    return type(cell.step)(*activations)
+    return cell.step_type(*activations)
 
 
 class _Traced:
@@ -217,7 +218,8 @@ def recurrence(
     )
     passes = _choose_passes(a, step, implementation)
     steps, length = Steps(mask, reset), None
-    if a.shape[1] is None or _is_eager(a):
+    eager = tf.executing_eagerly() if tf else not isinstance(a, jax.core.Tracer)
+    if a.shape[1] is None or eager:
         # Eagerly, each length would compile a program of its own.
         a, steps = _pad_to_power_of_two(a, steps)
         length = steps.length
@@ -270,10 +272,6 @@ def _on_gpu(a):
         return False
     # Within `with tf.device(...)`, what is computed carries its name.
     return "CPU" not in tf.identity(a).device.upper()
-
-
-def _is_eager(a):
-    return tf.executing_eagerly() if tf else not isinstance(a, jax.core.Tracer)
 
 
 def _pad_to_power_of_two(a, steps):
