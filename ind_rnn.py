@@ -300,25 +300,7 @@ class IndRNN(ElementwiseRNN):
             trainable=kwargs.get("trainable", True),
             name="ind_rnn_cell",
         )
-        if implementation not in ("auto", "sequential", "parallel"):
-            raise ValueError(
-                '`implementation` must be "auto", "sequential" or "parallel", '
-                f"got {implementation!r}"
-            )
-        if implementation == "parallel":
-            if cell.activation not in (
-                keras.activations.relu,
-                keras.activations.linear,
-            ):
-                raise ValueError(
-                    '`implementation="parallel"` needs `activation` to be '
-                    f'"relu" or "linear", got {activation!r}'
-                )
-            if unroll:
-                raise ValueError(
-                    '`implementation="parallel"` cannot be unrolled, got '
-                    "`unroll=True`"
-                )
+        _check_implementation(implementation, cell.activation, unroll)
         super().__init__(
             cell,
             activity_regularizer=activity_regularizer,
@@ -338,3 +320,22 @@ class IndRNN(ElementwiseRNN):
 
     def get_config(self):
         return {**super().get_config(), "implementation": self.implementation}
+
+
+def _check_implementation(implementation, activation, unroll):
+    if implementation not in ("auto", "sequential", "parallel"):
+        raise ValueError(
+            '`implementation` must be "auto", "sequential" or "parallel", '
+            f"got {implementation!r}"
+        )
+    if implementation != "parallel":
+        return
+    if activation not in (keras.activations.relu, keras.activations.linear):
+        raise ValueError(
+            '`implementation="parallel"` needs `activation` to be '
+            f'"relu" or "linear", got {activation!r}'
+        )
+    if unroll:
+        raise ValueError(
+            '`implementation="parallel"` cannot be unrolled, got `unroll=True`'
+        )
