@@ -29,18 +29,7 @@ for name in {absent}:
     module.IndRNNCell = type("IndRNNCell", (Absent,), {{}})
     sys.modules[name] = module
 """
-MODULES = {
-    "ind_rnn_cell",
-    "ind_rnn_recurrence",
-    "ind_rnn",
-    "ind_rnn_normalization",
-    "ind_rnn_optimizer",
-    "deep_ind_rnn",
-    "dilated_rnn",
-    "reset_rnn",
-    "indy_cell",
-    "indy",
-}
+MODULES = {path.stem for path in TESTS.parent.glob("*.py")} - {"setup"}
 
 
 @pytest.mark.slow

@@ -218,41 +218,54 @@ def test_what_two_files_share_is_the_same(name):
     assert here == there
 
 
-def needed(file):
+def imports(name):
+    """The names of our files that one of them imports where it begins.
+
+    A function may import more, and say so where that is missing.
+    """
+    tree = ast.parse(read(f"{name}.py"))
+    modules = {x.module for x in tree.body if isinstance(x, ast.ImportFrom)}
+    return {x for x in modules if (ROOT / f"{x}.py").exists()}
+
+
+def needed(name):
     """The names of our files that one of them needs, itself among them."""
-    found, rest = set(), [file]
-    while rest:
-        name = rest.pop()
-        if name in found or not (ROOT / f"{name}.py").exists():
-            continue
-        found.add(name)
-        tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
-        # Those of the file itself: a function may do without, and say so.
-        nodes = [x for x in tree.body if isinstance(x, ast.ImportFrom)]
-        rest += [node.module for node in nodes]
-    return found
+    return {name}.union(*map(needed, imports(name)))
+
+
+def files_of(row):
+    return re.findall(r"`(\w+)\.py`", row)
 
 
 def test_the_files_to_copy_are_those_that_are_needed():
-    """Each row names files, and perhaps those of a row above it."""
-    table = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = table.split("| to use | copy |")[1].split("\n\n")[0]
+    """Each row names files, and perhaps those of rows above it."""
+    table = read("README.md").split("| to use | copy |")[1].split("\n\n")[0]
     rows = {}
     for row in table.splitlines()[2:]:
         use, files = row.strip("| ").split(" | ")
-        named = re.findall(r"`(\w+)\.py`", files)
-        if "the five above" in files:
-            assert len(above := set().union(*rows.values())) == 5
-            named += above
-        if "the four of `IndRNN`" in files:
-            assert len(rows["`IndRNN`"]) == 4
-            named += rows["`IndRNN`"]
-        rows[use.split(",")[0]] = set(named)
-    for use, file in (
-        ("`IndRNNCell`", "ind_rnn_cell"),
-        ("`DilatedRNN`", "dilated_rnn"),
-        ("`IndRNN`", "ind_rnn"),
-        ("the deep networks", "deep_ind_rnn"),
-        ("`IndyLSTM`", "indy"),
-    ):
-        assert rows[use] == needed(file)
+        named = {*files_of(files)}
+        if "the six above" in files:
+            assert len(above := set().union(*rows.values())) == 6
+            named |= above
+        if "the five of `IndRNN`" in files:
+            assert len(rows["`IndRNN`"]) == 5
+            named |= rows["`IndRNN`"]
+        rows[use.split(",")[0]] = named
+    assert rows == {
+        "`IndRNNCell`": {"ind_rnn_cell"},
+        "`DilatedRNN`": {"dilated_rnn"},
+        "`IndRNN`": needed("ind_rnn"),
+        "the deep networks": needed("deep_ind_rnn"),
+        "`IndyLSTM`": needed("indy"),
+    }
+    assert "parallel_scan" in rows["`IndRNN`"]
+
+
+def test_files_import_only_files_above_them():
+    """In the order of the table in CONTRIBUTING.md."""
+    table = read("CONTRIBUTING.md").split("| file | what is in it |")[1]
+    files = files_of(table.split("\n\n")[0])
+    ours = {path.stem for path in ROOT.glob("*.py")} - {"setup"}
+    assert {*files} == ours and len(files) == len(ours)
+    for index, name in enumerate(files):
+        assert imports(name) <= {*files[: index if index > 3 else 0]}, name
