@@ -55,7 +55,7 @@ def test_signatures_are_those_that_python_sees(module):
 @pytest.mark.parametrize(
     "text",
     [
-        "fused_activations(cell, *activations)",
+        "    states,\n    *,\n    step,\n",
         "MaskAndReset(mask, reset)",
         "ResetRNN(...)  # the arguments of keras.layers.RNN",
         "#### `IndRNNCell.project(inputs)`\n",
