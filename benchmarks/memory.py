@@ -3,11 +3,10 @@
     python benchmarks/memory.py
 
 Six layers of 128 with batch normalization, as in `training_step.py`: forward,
-backward, and the update by Adam. Each line is measured in a process of its
-own, above what the process has had after a step over 20 time steps; an array
-is one of (B, T, N). `--recompute` adds lines where the backward pass computes
-the activations of each layer once more (`tf.recompute_grad`) instead of
-keeping them.
+backward, and the update by Adam. Each line has a process of its own, and is the
+peak beyond that of a step over 20 time steps. An array is one of (B, T, N).
+`--recompute` adds lines where the backward pass computes the activations of
+each layer again (`tf.recompute_grad`) instead of keeping them.
 """
 
 import functools
