@@ -9,7 +9,12 @@ from keras import ops
 
 from ind_rnn_cell import IndRNNCell, _check_bools, _check_state
 from ind_rnn_recurrence import fused_step, recurrence
-from reset_rnn import ResetRNN, _zeros_where
+from reset_rnn import (
+    ResetRNN,
+    _mask_of,
+    _zeros_where,
+    split_mask_and_reset,
+)
 
 
 def _cell_property(name):
@@ -29,7 +34,7 @@ LAYER_OPTIONS = (
 class ElementwiseRNN(ResetRNN):
     """What IndRNN, IndyLSTM and IndyGRU share: a layer with a fused recurrence.
 
-    Its cell has `step`, `project` and `elementwise_weights`.
+    Its cell has `step_type` and `project`.
     """
 
     implementation = "auto"
@@ -71,20 +76,38 @@ class ElementwiseRNN(ResetRNN):
             shape=(None, None, sequences_shape[-1])
         )
 
+    def call(
+        self,
+        sequences,
+        initial_state=None,
+        mask=None,
+        training=False,
+        reset=None,
+    ):
+        name = "`initial_state`"
+        if initial_state is None and self.stateful:
+            name, initial_state = "The state of a stateful layer", self.states
+        if initial_state is not None:
+            _check_state(
+                name,
+                initial_state,
+                self.units,
+                "sequences",
+                sequences,
+                count=len(keras.tree.flatten(self.state_size)),
+            )
+        return super().call(
+            # Integers, as in LSTM
+            ops.cast(sequences, self.compute_dtype),
+            initial_state=initial_state,
+            mask=_mask_of(sequences, mask),
+            training=training,
+            reset=reset,
+        )
+
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
         cell = self.cell
-        sequences = ops.cast(sequences, self.compute_dtype)  # integers too
-        _check_state(
-            "The state of a stateful layer"
-            if self.stateful
-            else "`initial_state`",
-            initial_state,
-            self.units,
-            "sequences",
-            sequences,
-            count=len(keras.tree.flatten(self.state_size)),
-        )
         if sequences.shape[1] == 1:
             return self._one_step(sequences, initial_state, mask, training)
         step = None if self.unroll else fused_step(cell)
@@ -92,7 +115,7 @@ class ElementwiseRNN(ResetRNN):
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
             )
-        mask, reset = self.split_mask_and_reset(mask)
+        mask, reset = split_mask_and_reset(mask)
         if self.go_backwards:
             sequences, mask, reset = (
                 None if x is None else ops.flip(x, axis=1)
@@ -100,12 +123,12 @@ class ElementwiseRNN(ResetRNN):
             )
         if training and cell.dropout > 0:
             sequences *= cell.get_dropout_mask(sequences[:, 0, :])[:, None]
-        u, b = cell.elementwise_weights()
+        a, (u, b) = cell.project(sequences)
         if training and cell.recurrent_dropout > 0:
             kept = cell.get_recurrent_dropout_mask(initial_state[0])
             u = tuple(x * ops.stop_gradient(kept) for x in u)
         h, states = recurrence(
-            cell.project(sequences),
+            a,
             (u, b),
             initial_state,
             step=step,
@@ -123,7 +146,7 @@ class ElementwiseRNN(ResetRNN):
 
     def _one_step(self, sequences, states, mask, training):
         """`inner_loop` without a loop."""
-        mask, reset = self.split_mask_and_reset(mask)
+        mask, reset = split_mask_and_reset(mask)
         if reset is not None:
             states = _zeros_where(reset, states)
         before = states
@@ -277,25 +300,7 @@ class IndRNN(ElementwiseRNN):
             trainable=kwargs.get("trainable", True),
             name="ind_rnn_cell",
         )
-        if implementation not in ("auto", "sequential", "parallel"):
-            raise ValueError(
-                '`implementation` must be "auto", "sequential" or "parallel", '
-                f"got {implementation!r}"
-            )
-        if implementation == "parallel":
-            if cell.activation not in (
-                keras.activations.relu,
-                keras.activations.linear,
-            ):
-                raise ValueError(
-                    '`implementation="parallel"` needs `activation` to be '
-                    f'"relu" or "linear", got {activation!r}'
-                )
-            if unroll:
-                raise ValueError(
-                    '`implementation="parallel"` cannot be unrolled, got '
-                    "`unroll=True`"
-                )
+        _check_implementation(implementation, cell.activation, unroll)
         super().__init__(
             cell,
             activity_regularizer=activity_regularizer,
@@ -315,3 +320,22 @@ class IndRNN(ElementwiseRNN):
 
     def get_config(self):
         return {**super().get_config(), "implementation": self.implementation}
+
+
+def _check_implementation(implementation, activation, unroll):
+    if implementation not in ("auto", "sequential", "parallel"):
+        raise ValueError(
+            '`implementation` must be "auto", "sequential" or "parallel", '
+            f"got {implementation!r}"
+        )
+    if implementation != "parallel":
+        return
+    if activation not in (keras.activations.relu, keras.activations.linear):
+        raise ValueError(
+            '`implementation="parallel"` needs `activation` to be '
+            f'"relu" or "linear", got {activation!r}'
+        )
+    if unroll:
+        raise ValueError(
+            '`implementation="parallel"` cannot be unrolled, got `unroll=True`'
+        )
