@@ -80,9 +80,7 @@ class _IndyCell:
             seed=seed,
             **options,
         )
-        # One mask for all gates; Keras takes one for each with 1.
-        self.implementation = 2
-        self.dropout_mask_count = None
+        self.dropout_mask_count = None  # One mask for all gates.
         self.time_steps = None
 
     def build(self, input_shape):

@@ -169,16 +169,6 @@ def test_mask_of_bidirectional():
     assert {"forward_layer", "backward_layer"} <= {*dir(layer)}
 
 
-@relies_on("_call_has_training_arg")
-def test_call_has_training_arg():
-    class Cell(keras.layers.Layer):
-        def call(self, inputs, states):
-            return inputs, states
-
-    assert keras.layers.GRUCell(2)._call_has_training_arg
-    assert not Cell()._call_has_training_arg
-
-
 CELLS = [
     keras.layers.SimpleRNNCell,
     keras.layers.LSTMCell,
@@ -225,7 +215,7 @@ def test_dropout_masks_that_are_set(cell_type):
         assert cell._recurrent_dropout_mask is None
 
 
-@relies_on("dropout_mask_count, implementation")
+@relies_on("dropout_mask_count")
 @pytest.mark.parametrize("cell_type", CELLS[1:])
 def test_masks_for_each_gate(cell_type):
     cell = cell_type(3, dropout=0.5, recurrent_dropout=0.5)
