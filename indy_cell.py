@@ -4,7 +4,6 @@ To copy them into a project, take ind_rnn_cell.py along.
 """
 
 import copy
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,12 +13,10 @@ from keras import ops
 from ind_rnn_cell import (
     TimeConstants,
     _check_bools,
-    _check_known,
     _check_state,
     _check_step,
     _integer,
     _number,
-    _ThreadLocal,
 )
 
 
@@ -69,15 +66,6 @@ class _IndyCell:
 
     def __init__(self, units, dropout, recurrent_dropout, seed, **options):
         seed = None if seed is None else _integer("seed", seed)
-        for get, end in (
-            (keras.activations.get, "activation"),
-            (keras.initializers.get, "initializer"),
-            (keras.regularizers.get, "regularizer"),
-            (keras.constraints.get, "constraint"),
-        ):
-            _check_known(
-                get, **{x: options[x] for x in options if x.endswith(end)}
-            )
         if options["recurrent_initializer"] is None:
             uniform = keras.initializers.RandomUniform(-1.0, 1.0)
             options["recurrent_initializer"] = uniform
@@ -96,12 +84,6 @@ class _IndyCell:
         self.implementation = 2
         self.dropout_mask_count = None
         self.time_steps = None
-        self._thread_values = threading.local()
-
-    # Names of Keras' own; under others, its masks are again those of all
-    # threads.
-    _dropout_mask = _ThreadLocal()
-    _recurrent_dropout_mask = _ThreadLocal()
 
     def build(self, input_shape):
         _check_step(input_shape)

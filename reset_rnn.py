@@ -57,6 +57,11 @@ class ResetRNN(keras.layers.RNN):
         training=False,
         reset=None,
     ):
+        if sequences.shape[1] == 0:
+            raise ValueError(
+                "`sequences` must have at least one time step, got shape "
+                f"{tuple(sequences.shape)}"
+            )
         if isinstance(mask, MaskAndReset):
             mask, reset = mask
         mask = _check_per_step("mask", _mask_of(sequences, mask), sequences)
