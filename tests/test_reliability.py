@@ -30,8 +30,19 @@ from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell, RecurrentBound
-from ind_rnn_recurrence import fused_activations, without_xla
-from pairs import AXES, F, assert_same, compiled, computed, data, inputs, pair
+from ind_rnn_recurrence import fused_step, without_xla
+from pairs import (
+    AXES,
+    F,
+    assert_close,
+    assert_same,
+    compiled,
+    computed,
+    data,
+    fill,
+    inputs,
+    pair,
+)
 
 FORMS = ("sequential", "parallel")
 
@@ -85,7 +96,7 @@ def cases(draw):
     return case, mask
 
 
-@examples(5, 600)
+@examples(4, 600)
 @given(cases())
 def test_fused_equals_the_loop(drawn):
     case, mask = drawn
@@ -125,12 +136,11 @@ def dilated(layers, batch, dtype, **options):
         **options,
     )
     layer.build((batch, None, F))
-    for i, w in enumerate(layer.trainable_weights):
-        w.assign(data(*w.shape, phase=i, scale=0.6))
+    fill(layer.trainable_weights, scale=0.6)
     return layer
 
 
-@examples(6, 500)
+@examples(4, 500)
 @given(
     layers=LAYERS,
     batch=st.integers(1, 4),
@@ -172,9 +182,9 @@ def test_dilated_in_chunks_is_the_whole(
             mask=tf.constant(mask[:, steps]),
         )
         parts.append(part)
-    np.testing.assert_allclose(np.concatenate(parts, 1), outputs, atol=1e-10)
-    for actual, expected in zip(state, last_state, strict=True):
-        np.testing.assert_allclose(actual, expected, atol=1e-10)
+    assert_close(
+        [np.concatenate(parts, 1), *state], [outputs, *last_state], 1e-10
+    )
 
 
 ACTIVATIONS = st.sampled_from(["relu", "tanh", "sigmoid", "linear", "elu"])
@@ -272,6 +282,8 @@ JUNK = st.one_of(
     st.builds(np.zeros, st.sampled_from([(), (2,), (0, 3)])),
     st.builds(object),
 )
+# Keras says by itself that it does not know what these arguments name.
+OF_KERAS = "activation", "initializer", "regularizer", "constraint"
 VALID = {
     IndRNNCell: {"units": 3},
     IndRNN: {"units": 3},
@@ -299,41 +311,40 @@ def test_junk_is_named_or_works(make, drawn):
     options = dict(VALID[make])
     if "cells" in options:
         options["cells"] = [keras.layers.GRUCell(2), IndRNN(3)]
-    names = sorted(set(inspect.signature(make).parameters) - {"kwargs"})
+    names = set(inspect.signature(make).parameters) - {"kwargs", "name"}
+    names = sorted(names)
     changed = drawn.draw(st.lists(st.sampled_from(names), max_size=3))
     for name in changed:
         options[name] = drawn.draw(JUNK)
     try:
         make(**options)
     except (ValueError, TypeError) as error:
-        assert any(f"`{name}" in str(error) for name in changed), error
+        of_keras = any(name.endswith(OF_KERAS) for name in changed)
+        assert of_keras or any(f"`{name}" in str(error) for name in changed)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_no_time_steps_are_named(form):
-    layer = IndRNN(3, implementation=form)
-    with pytest.raises(ValueError, match=r"`sequences` must .*\(2, 0, 3\)"):
-        layer(np.ones((2, 0, F)))
-
-
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("make", [IndRNN, dilated_rnn])
-def test_no_sequences_give_no_outputs(make, form):
-    if make is IndRNN:
-        layer = IndRNN(4, implementation=form)
-    else:
-        layer = dilated_rnn("IndRNN", [4], [1], implementation=form)
-    x = tf.ones((0, 20, F))
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x)
-    assert y.shape == (0, 4)
-    weights = [w.value for w in layer.trainable_weights]
-    for gradient in tape.gradient(y, [x, *weights]):
-        assert gradient.shape[0] == 0 or not np.any(gradient)
+def test_neither_time_steps_nor_sequences(make):
+    for form in FORMS:
+        if make is IndRNN:
+            layer = IndRNN(4, implementation=form)
+        else:
+            layer = dilated_rnn("IndRNN", [4], [1], implementation=form)
+        with pytest.raises(ValueError, match=r"`sequences` must .*\(2, 0, 3\)"):
+            layer(np.ones((2, 0, F)))
+        x = tf.ones((0, 20, F))
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        assert y.shape == (0, 4)
+        weights = [w.value for w in layer.trainable_weights]
+        for gradient in tape.gradient(y, [x, *weights]):
+            assert gradient.shape[0] == 0 or not np.any(gradient)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", ["sequential", pytest.param("parallel", marks=pytest.mark.slow)]
+)
 def test_100_000_steps_on_the_bound(form):
     """Against NumPy in float64: rounding adds up to 4e-4 of the largest."""
     time = 100_000
@@ -378,31 +389,30 @@ def test_100_000_steps_on_the_bound(form):
 
 
 def layers_of_all_kinds():
-    for activation in ("relu", "linear"):
-        for form in FORMS:
-            layer = IndRNN(
-                4,
-                activation=activation,
-                return_sequences=True,
-                implementation=form,
-            )
-            yield f"{activation} {form}", layer
-    for kind in ("SimpleRNNCell", "LSTM", "IndRNN"):
-        layer = DilatedRNN(
-            [CELLS[kind](4), CELLS[kind](4)], [1, 4], return_sequences=True
-        )
-        yield f"dilated {kind}", layer
-    for network in (stacked_ind_rnn, residual_ind_rnn, dense_ind_rnn):
-        options = {**VALID[network], "input_shape": (40, F)}
+    for activation, form in zip(("linear", "relu"), FORMS):
+        options = {"activation": activation, "implementation": form}
+        layer = IndRNN(4, return_sequences=True, **options)
+        yield f"{activation} {form}", layer
+    layer = DilatedRNN(
+        [CELLS[kind](4) for kind in ("SimpleRNNCell", "LSTM", "IndRNN")],
+        [1, 4, 2],
+        return_sequences=True,
+    )
+    yield "dilated", layer
+    for network in (residual_ind_rnn, dense_ind_rnn):
+        options = {**VALID[network], "input_shape": (TIME, F)}
         yield network.__name__, network(**options, return_sequences=True)
 
 
+TIME = 20
+
+
 def test_what_is_not_finite_stays_in_its_sequence():
-    x = data(4, 40, F).astype("float32")
+    x = data(4, TIME, F).astype("float32")
     dirty = x.copy()
     dirty[1, 5:7], dirty[2, 5:7] = np.nan, np.inf
     for name, layer in layers_of_all_kinds():
-        layer.build((None, 40, F))
+        layer.build((None, TIME, F))
         results = []
         for batch in (x, dirty):
             batch = tf.constant(batch)
@@ -418,20 +428,20 @@ def test_what_is_not_finite_stays_in_its_sequence():
             )
 
 
-@pytest.mark.parametrize("activation", ["relu", "linear"])
 @pytest.mark.parametrize(
-    "dtype, value, masked",
+    "activation, dtype, value, masked",
     [
-        ("float32", np.inf, False),
-        ("float32", 3e38, True),
-        ("float16", 6e4, False),
+        ("relu", "float32", np.inf, False),
+        ("relu", "float32", 3e38, True),
+        ("linear", "float32", 3e38, False),
+        ("relu", "float16", 6e4, False),
     ],
 )
 def test_what_overflows_is_seen_to_the_end(activation, dtype, value, masked):
     """Infinite states stay so, in both forms, unless ReLU ends it (u < 0)."""
-    x = np.abs(data(2, 100, 5)).astype("float32")
+    x = np.abs(data(2, 60, 5)).astype("float32")
     x[0, 5:8] = value
-    mask = data(2, 100) > -0.5 if masked else None
+    mask = data(2, 60) > -0.5 if masked else None
     results = []
     for form in FORMS:
         layer = IndRNN(
@@ -442,7 +452,7 @@ def test_what_overflows_is_seen_to_the_end(activation, dtype, value, masked):
             implementation=form,
             dtype=dtype,
         )
-        layer.build((None, 100, 5))
+        layer.build((None, 60, 5))
         layer.set_weights([np.array([0.5, 1.0, 1.003, -0.5, 0.0]), np.zeros(5)])
         y = layer(tf.constant(x, dtype), mask=mask)
         results.append(tf.cast(y, "float32").numpy())
@@ -479,9 +489,8 @@ def worker(number):
             keras.layers.Dense(1),
         ]
     )
-    for i, w in enumerate(model.weights):
-        w.assign(data(*w.shape, phase=i + number))
-    model.compile("sgd", "mse")
+    fill(model.weights, scale=1 - number / 4)
+    model.compile("sgd", "mse", jit_compile=False)
     x = data(12, 9 + number, F, phase=number)
 
     def predict():
@@ -517,28 +526,26 @@ def at_once(functions):
 def test_threads_with_models_of_their_own():
     alone = [worker(number)() for number in range(3)]
     together = at_once([worker(number) for number in range(3)])
-    for expected, actual in zip(alone, together, strict=True):
-        for a, b in zip(expected, actual, strict=True):
-            np.testing.assert_array_equal(a, b)
+    tf.nest.map_structure(np.testing.assert_array_equal, together, alone)
 
 
 def test_without_xla_is_for_one_thread():
     entered, traced = threading.Event(), threading.Event()
-    relu = keras.activations.relu
+    cell = IndRNNCell(3)
 
     def export():
         with without_xla():
             entered.set()
             assert traced.wait(60)
-            return fused_activations(IndRNNCell(3), relu)
+            return fused_step(cell)
 
     def trace():
         assert entered.wait(60)
-        result = fused_activations(IndRNNCell(3), relu)
+        result = fused_step(cell)
         traced.set()
         return result
 
-    assert at_once([export, trace]) == [None, (relu,)]
+    assert at_once([export, trace]) == [None, cell.step]
 
 
 MEMORY = """
@@ -597,7 +604,7 @@ for step, count in zip((train, predict, differentiate), sys.argv[1:]):
 )
 def test_memory_does_not_grow():
     """Streams of lengths from 1 to 200; with LONG, 1,000 of them."""
-    counts = ["1000"] * 3 if LONG else ["60", "15", "15"]
+    counts = ["1000"] * 3 if LONG else ["40", "10", "10"]
     printed = subprocess.run(
         [sys.executable, "-c", MEMORY, *counts],
         # Before TensorFlow 2.21, oneDNN keeps .2 MB for each shape of a Dense.
