@@ -4,12 +4,19 @@ Same weights and same mathematics as `keras.layers.RNN(IndRNNCell(...))`. Axis
 letters: B batch, T time, F input features, N units.
 """
 
+import inspect
+
 import keras
 from keras import ops
 
 from ind_rnn_cell import IndRNNCell, _check_bools, _check_state
 from ind_rnn_recurrence import fused_step, recurrence
-from reset_rnn import ResetRNN, _zeros_where
+from reset_rnn import (
+    ResetRNN,
+    _mask_of,
+    _zeros_where,
+    split_mask_and_reset,
+)
 
 
 def _cell_property(name):
@@ -29,9 +36,10 @@ LAYER_OPTIONS = (
 class ElementwiseRNN(ResetRNN):
     """What IndRNN, IndyLSTM and IndyGRU share: a layer with a fused recurrence.
 
-    Its cell has `step`, `project` and `elementwise_weights`.
+    A subclass names its cell, which has `step_type` and `project`.
     """
 
+    cell_type = None
     implementation = "auto"
 
     units = _cell_property("units")
@@ -50,9 +58,23 @@ class ElementwiseRNN(ResetRNN):
     recurrent_dropout = _cell_property("recurrent_dropout")
     seed = _cell_property("seed")
 
-    def __init__(self, cell, **options):
-        _check_bools(**{name: options[name] for name in LAYER_OPTIONS})
-        super().__init__(cell, **options)
+    def __init__(self, arguments):
+        """`arguments`: all of a subclass, by name; Keras' own in "kwargs"."""
+        kwargs = arguments["kwargs"]
+        of_layer = {name: arguments[name] for name in LAYER_OPTIONS}
+        _check_bools(**of_layer)
+        of_cell = inspect.signature(self.cell_type).parameters.keys()
+        super().__init__(
+            self.cell_type(
+                **{name: arguments[name] for name in of_cell - {"kwargs"}},
+                dtype=kwargs.get("dtype"),
+                trainable=kwargs.get("trainable", True),
+                name="cell",
+            ),
+            activity_regularizer=arguments["activity_regularizer"],
+            **of_layer,
+            **kwargs,
+        )
 
     def build(self, sequences_shape, initial_state_shape=None):
         if len(sequences_shape) != 3:
@@ -71,20 +93,38 @@ class ElementwiseRNN(ResetRNN):
             shape=(None, None, sequences_shape[-1])
         )
 
+    def call(
+        self,
+        sequences,
+        initial_state=None,
+        mask=None,
+        training=False,
+        reset=None,
+    ):
+        name = "`initial_state`"
+        if initial_state is None and self.stateful:
+            name, initial_state = "The state of a stateful layer", self.states
+        if initial_state is not None:
+            _check_state(
+                name,
+                initial_state,
+                self.units,
+                "sequences",
+                sequences,
+                count=len(keras.tree.flatten(self.state_size)),
+            )
+        return super().call(
+            # Integers, as in LSTM
+            ops.cast(sequences, self.compute_dtype),
+            initial_state=initial_state,
+            mask=_mask_of(sequences, mask),
+            training=training,
+            reset=reset,
+        )
+
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
         cell = self.cell
-        sequences = ops.cast(sequences, self.compute_dtype)  # integers too
-        _check_state(
-            "The state of a stateful layer"
-            if self.stateful
-            else "`initial_state`",
-            initial_state,
-            self.units,
-            "sequences",
-            sequences,
-            count=len(keras.tree.flatten(self.state_size)),
-        )
         if sequences.shape[1] == 1:
             return self._one_step(sequences, initial_state, mask, training)
         step = None if self.unroll else fused_step(cell)
@@ -92,7 +132,7 @@ class ElementwiseRNN(ResetRNN):
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
             )
-        mask, reset = self.split_mask_and_reset(mask)
+        mask, reset = split_mask_and_reset(mask)
         if self.go_backwards:
             sequences, mask, reset = (
                 None if x is None else ops.flip(x, axis=1)
@@ -100,12 +140,12 @@ class ElementwiseRNN(ResetRNN):
             )
         if training and cell.dropout > 0:
             sequences *= cell.get_dropout_mask(sequences[:, 0, :])[:, None]
-        u, b = cell.elementwise_weights()
+        a, (u, b) = cell.project(sequences)
         if training and cell.recurrent_dropout > 0:
             kept = cell.get_recurrent_dropout_mask(initial_state[0])
             u = tuple(x * ops.stop_gradient(kept) for x in u)
         h, states = recurrence(
-            cell.project(sequences),
+            a,
             (u, b),
             initial_state,
             step=step,
@@ -123,7 +163,7 @@ class ElementwiseRNN(ResetRNN):
 
     def _one_step(self, sequences, states, mask, training):
         """`inner_loop` without a loop."""
-        mask, reset = self.split_mask_and_reset(mask)
+        mask, reset = split_mask_and_reset(mask)
         if reset is not None:
             states = _zeros_where(reset, states)
         before = states
@@ -224,6 +264,8 @@ class IndRNN(ElementwiseRNN):
         18314
     """
 
+    cell_type = IndRNNCell
+
     def __init__(
         self,
         units,
@@ -254,59 +296,8 @@ class IndRNN(ElementwiseRNN):
         implementation="auto",
         **kwargs,
     ):
-        cell = IndRNNCell(
-            units,
-            activation=activation,
-            use_kernel=use_kernel,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            recurrent_initializer=recurrent_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            recurrent_regularizer=recurrent_regularizer,
-            bias_regularizer=bias_regularizer,
-            kernel_constraint=kernel_constraint,
-            recurrent_constraint=recurrent_constraint,
-            bias_constraint=bias_constraint,
-            recurrent_min_abs=recurrent_min_abs,
-            recurrent_max_abs=recurrent_max_abs,
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
-            seed=seed,
-            dtype=kwargs.get("dtype"),
-            trainable=kwargs.get("trainable", True),
-            name="ind_rnn_cell",
-        )
-        if implementation not in ("auto", "sequential", "parallel"):
-            raise ValueError(
-                '`implementation` must be "auto", "sequential" or "parallel", '
-                f"got {implementation!r}"
-            )
-        if implementation == "parallel":
-            if cell.activation not in (
-                keras.activations.relu,
-                keras.activations.linear,
-            ):
-                raise ValueError(
-                    '`implementation="parallel"` needs `activation` to be '
-                    f'"relu" or "linear", got {activation!r}'
-                )
-            if unroll:
-                raise ValueError(
-                    '`implementation="parallel"` cannot be unrolled, got '
-                    "`unroll=True`"
-                )
-        super().__init__(
-            cell,
-            activity_regularizer=activity_regularizer,
-            return_sequences=return_sequences,
-            return_state=return_state,
-            go_backwards=go_backwards,
-            stateful=stateful,
-            unroll=unroll,
-            zero_output_for_mask=zero_output_for_mask,
-            **kwargs,
-        )
+        super().__init__(locals())
+        _check_implementation(implementation, self.activation, unroll)
         self.implementation = implementation
 
     use_kernel = _cell_property("use_kernel")
@@ -315,3 +306,22 @@ class IndRNN(ElementwiseRNN):
 
     def get_config(self):
         return {**super().get_config(), "implementation": self.implementation}
+
+
+def _check_implementation(implementation, activation, unroll):
+    if implementation not in ("auto", "sequential", "parallel"):
+        raise ValueError(
+            '`implementation` must be "auto", "sequential" or "parallel", '
+            f"got {implementation!r}"
+        )
+    if implementation != "parallel":
+        return
+    if activation not in (keras.activations.relu, keras.activations.linear):
+        raise ValueError(
+            '`implementation="parallel"` needs `activation` to be '
+            f'"relu" or "linear", got {activation!r}'
+        )
+    if unroll:
+        raise ValueError(
+            '`implementation="parallel"` cannot be unrolled, got `unroll=True`'
+        )

@@ -117,6 +117,8 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         TensorShape([2, 128])
     """
 
+    step_type = IndRNNStep
+
     def __init__(
         self,
         units,
@@ -225,24 +227,20 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             h = h * self.get_recurrent_dropout_mask(h)
         if training and self.dropout > 0:
             inputs = inputs * self.get_dropout_mask(inputs)
-        h = self.project(inputs) + self.bounded_recurrent_kernel * h
-        if self.use_bias:
-            h = h + self.bias
-        h = self.activation(h)
+        a, ((u,), (b,)) = self.project(inputs)
+        h = self.activation(a + u * h + b)
         return h, [h] if isinstance(states, (list, tuple)) else h
 
-    @property
-    def step(self):
-        return IndRNNStep(self.activation)
-
     def project(self, inputs):
-        """W x of shape (..., N), for one step or for any number of them."""
-        return ops.matmul(inputs, self.kernel) if self.use_kernel else inputs
+        """W x of shape (..., N), for one step or for any number of them.
 
-    def elementwise_weights(self):
-        """The tuples ((u,), (bias,)), each of shape (N,)."""
+        And the weights that each step takes: the tuples ((u,), (bias,)), (N,).
+        """
         u = self.bound.straight_through(self.recurrent_kernel)
-        return (u,), (self.bias if self.use_bias else ops.zeros_like(u),)
+        bias = self.bias if self.use_bias else ops.zeros_like(u)
+        if self.use_kernel:
+            inputs = ops.matmul(inputs, self.kernel)
+        return inputs, ((u,), (bias,))
 
     @property
     def bounded_recurrent_kernel(self):
@@ -253,12 +251,12 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         """Zeros (batch_size, units): one tensor, not a list, as TF1 needs."""
         if batch_size is None:
             batch_size = ops.shape(inputs)[0]
-        return self.zero_state(batch_size, dtype or self.compute_dtype)
+        dtype = keras.backend.standardize_dtype(dtype or self.compute_dtype)
+        return ops.zeros((batch_size, self.units), dtype=dtype)
 
     def zero_state(self, batch_size, dtype):
         """`get_initial_state` under the name that TF1's loops call."""
-        dtype = keras.backend.standardize_dtype(dtype)
-        return ops.zeros((batch_size, self.units), dtype=dtype)
+        return self.get_initial_state(batch_size, dtype=dtype)
 
     def save_own_variables(self, store):
         # An optimizer that knows no constraints may have left the variable

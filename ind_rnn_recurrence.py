@@ -142,7 +142,8 @@ def fused_step(cell):
     if tf and tf.config.functions_run_eagerly():
         return None
     activations = []
-    for activation in cell.step:
+    for name in cell.step_type._fields:
+        activation = getattr(cell, name)
         if activation not in ACTIVATION_GRADIENTS:
             if jax or isinstance(activation, keras.layers.Layer):
                 return None
@@ -155,7 +156,7 @@ def fused_step(cell):
             if not activation.is_pure:
                 return None
         activations.append(activation)
-    return type(cell.step)(*activations)
+    return cell.step_type(*activations)
 
 
 class _Traced:
@@ -217,7 +218,8 @@ def recurrence(
     )
     passes = _choose_passes(a, step, implementation)
     steps, length = Steps(mask, reset), None
-    if a.shape[1] is None or _is_eager(a):
+    eager = tf.executing_eagerly() if tf else not isinstance(a, jax.core.Tracer)
+    if a.shape[1] is None or eager:
         # Eagerly, each length would compile a program of its own.
         a, steps = _pad_to_power_of_two(a, steps)
         length = steps.length
@@ -272,10 +274,6 @@ def _on_gpu(a):
     return "CPU" not in tf.identity(a).device.upper()
 
 
-def _is_eager(a):
-    return tf.executing_eagerly() if tf else not isinstance(a, jax.core.Tracer)
-
-
 def _pad_to_power_of_two(a, steps):
     """a and steps, padded to one of PADDED_LENGTHS; `steps.length` is T."""
     length = a.shape[1]
@@ -326,8 +324,8 @@ def _differentiable_on_tf(passes, step, a, weights, states, steps):
         result.set_shape((*a.shape[:2], a.shape[-1]))
 
         def gradient(*g):
-            # h, not the result inside: second gradients are to be noticed. In
-            # forward mode `h` is not assigned yet.
+            # Through h, the tape sees second gradients. In forward mode `h` is
+            # not assigned yet.
             all_states = (result if h is None else h, *others)
             saved = (a, *all_states) if passes.saves_gates else all_states
             return _first_gradients(
@@ -343,7 +341,7 @@ def _differentiable_on_tf(passes, step, a, weights, states, steps):
 
 
 def _first_gradients(backward, *arguments):
-    """The flat results of a backward pass. They have no gradients again."""
+    """The flat results of a backward pass, which have no gradients."""
 
     def second(*_):
         raise NotImplementedError(
@@ -596,8 +594,9 @@ def _split_batch(count, arrays):
 
 
 def _to_float32(arrays):
-    """Cast half precision to float32. Processors compute in float32 anyway, and
-    sums over many steps need it.
+    """Cast half precision to float32, which sums over many steps need.
+
+    It costs nothing: processors compute in float32 anyway.
     """
 
     def wide(x):
@@ -627,7 +626,7 @@ def _uint16_to_bf16(x):
 
 
 def _view(x, dtype):
-    """As `ops.view`, which cannot be without a known N."""
+    """As `ops.view`, which needs a known N."""
     return tf.bitcast(x, dtype) if tf else ops.view(x, dtype)
 
 

@@ -122,28 +122,25 @@ class _IndyCell:
         _check_state(
             "`states`", states, self.units, "inputs", inputs, count=count
         )
-        u, b = self.elementwise_weights()
+        if training and self.dropout > 0:
+            inputs = inputs * self.get_dropout_mask(inputs)
+        a, (u, b) = self.project(inputs)
         if training and self.recurrent_dropout > 0:
             mask = self.get_recurrent_dropout_mask(states[0])
             u = [x * mask for x in u]
-        if training and self.dropout > 0:
-            inputs = inputs * self.get_dropout_mask(inputs)
-        gates = ops.unstack(self.project(inputs), self.gates, axis=-2)
-        states = self.step(gates, states, (u, b))
+        step = self.step_type(self.activation, self.recurrent_activation)
+        states = step(ops.unstack(a, self.gates, axis=-2), states, (u, b))
         return states[0], states[0] if bare else [*states]
 
-    @property
-    def step(self):
-        return self.step_type(self.activation, self.recurrent_activation)
-
     def project(self, inputs):
-        """W x of shape (..., G, N), for one step or for any number of them."""
-        a = ops.matmul(inputs, self.kernel)
-        return ops.reshape(a, (*ops.shape(a)[:-1], self.gates, self.units))
+        """W x of shape (..., G, N), for one step or for any number of them.
 
-    def elementwise_weights(self):
-        """Factors of h and biases of the gates, (N,), in a tuple each."""
-        return self._by_gate(self.recurrent_kernel), self._biases()
+        And the weights that each step takes: the factors of h and the biases
+        of all gates, a tuple of (N,) each.
+        """
+        a = ops.matmul(inputs, self.kernel)
+        a = ops.reshape(a, (*ops.shape(a)[:-1], self.gates, self.units))
+        return a, (self._by_gate(self.recurrent_kernel), self._biases())
 
     def _initial_bias(self, shape, dtype=None):
         initializer = self.bias_initializer
