@@ -21,7 +21,6 @@ from pairs import (
     activity_loss,
     assert_close,
     assert_same,
-    compiled,
     computed,
     data,
     fails_on,
@@ -32,17 +31,6 @@ from pairs import (
     softsign,
     weighted,
 )
-
-
-@pytest.mark.parametrize("activation", ["relu", softsign])
-def test_without_recurrence_it_is_dense(activation):
-    layer, _ = pair({"activation": activation, "return_sequences": True})
-    layer.cell.recurrent_kernel.assign(np.zeros(N))
-    dense = keras.layers.Dense(N, activation, dtype="float64")
-    x = data(B, T, F)
-    dense.build(x.shape)
-    dense.set_weights([layer.cell.kernel, layer.cell.bias])
-    assert_close(layer(x), dense(x), 1e-12)
 
 
 @pytest.mark.parametrize("mask", [None, "left", "holes", "row"])
@@ -70,37 +58,6 @@ def test_parts_and_directions(mask):
         backward(x, mask=mask), forward(x[:, ::-1], mask=flipped), strict=True
     ):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize(
-    "activation, mode", [("relu", "eager"), ("tanh", "jit")]
-)
-def test_nan_stays_in_its_sequence(activation, mode):
-    case = {
-        "activation": activation,
-        "mask": "holes",
-        "return_sequences": True,
-        "return_state": True,
-        "initial_state": True,
-    }
-    layer, _ = pair(case)
-    values = inputs(case)
-    function = compiled(layer, mode, values)
-    clean = function(*values)
-    x = values[0].numpy()
-    x[1, 3:5] = np.nan
-    dirty = function(tf.constant(x), *values[1:])
-    assert np.isnan(dirty["output 0 1"][1]).any()
-    others = np.arange(B) != 1
-    for name in (
-        "output 0 0",
-        "output 0 1",
-        "gradient of x",
-        "gradient of initial_state",
-    ):
-        np.testing.assert_array_equal(
-            clean[name][others], dirty[name][others], err_msg=name
-        )
 
 
 @pytest.mark.parametrize(

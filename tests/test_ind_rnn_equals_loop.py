@@ -86,29 +86,6 @@ def test_other_modes_and_lengths_equal_the_loop(case, mode):
 
 
 @pytest.mark.parametrize(
-    "activation, dtype, mask",
-    each_value(["relu", "tanh", softsign], AXES["dtype"], ["holes", None]),
-)
-def test_long_sequences(activation, dtype, mask):
-    case = {
-        "dtype": dtype,
-        "activation": activation,
-        "mask": mask,
-        "go_backwards": mask is not None,
-        "initial_state": True,
-        "return_sequences": True,
-        "return_state": True,
-    }
-    fused, loop = pair(case, bound=2 ** (1 / 300))
-    values = inputs(case, time=300)
-    expected = compiled(loop, "unknown", values)(*values)
-    assert_same(computed(fused, *values), expected, dtype)
-    if mask and activation == "relu":
-        for mode in ("unknown", "jit"):
-            assert_same(compiled(fused, mode, values)(*values), expected, dtype)
-
-
-@pytest.mark.parametrize(
     "activation, policy, seed",
     each_value(
         ["relu", "tanh", softsign],

@@ -354,21 +354,6 @@ def test_statistics_of_steps_by_the_kernel(mode, precision, time):
     assert_same(*found, tolerance)
 
 
-@pytest.mark.parametrize("trained", [[0], [2], [1, 3], [0, 4]])
-def test_untrained_steps_take_trained_ones(trained):
-    layer = normalization(5)
-    mask = np.zeros((B, 5), bool)
-    mask[:, trained] = True
-    x = sequences(5)
-    layer(x, mask=mask, training=True)
-    y = layer(np.ones((1, 9, N)))[0].numpy()
-    for t in range(9):
-        s = max([s for s in trained if s <= t], default=trained[0])
-        scale = layer.gamma / np.sqrt(x[:, s].var(0) + 1e-3)
-        expected = scale * (1 - x[:, s].mean(0)) + layer.beta
-        np.testing.assert_allclose(y[t], expected, rtol=0, atol=1e-10)
-
-
 def test_masked_nan_does_not_leak():
     mask = masked("holes", B, 5)
     results = []
@@ -379,33 +364,6 @@ def test_masked_nan_does_not_leak():
         results.append([y, *layer.get_weights()])
     for clean, dirty in zip(*results, strict=True):
         np.testing.assert_array_equal(clean, dirty)
-
-
-@pytest.mark.parametrize("kind, time", [(None, 9), ("right", 5), ("holes", 9)])
-def test_gradients_through_statistics(kind, time):
-    layer, mask = normalization(), masked(kind, B, time)
-    counted = np.ones((B, time), bool) if mask is None else mask
-    assert counted.any(axis=0).all()
-    x = tf.constant(sequences(time))
-    values = [layer.gamma.value, layer.beta.value]
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(x)
-        actual = weighted(layer(x, mask=mask, training=True))
-        y = []
-        for t in range(time):
-            rows = tf.boolean_mask(x[:, t], counted[:, t])
-            mean = tf.reduce_mean(rows, axis=0)
-            variance = tf.math.reduce_variance(rows, axis=0)
-            normal = (x[:, t] - mean) / tf.sqrt(variance + 1e-3)
-            y.append(values[0] * normal + values[1])
-        expected = weighted(tf.stack(y, axis=1))
-    for a, b in zip(
-        tape.gradient(actual, [x, *values]),
-        tape.gradient(expected, [x, *values]),
-        strict=True,
-    ):
-        assert np.abs(b).max() > 1e-3
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
 
 
 def test_frozen_keeps_its_statistics():
