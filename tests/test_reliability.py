@@ -24,7 +24,7 @@ from cases import LONG
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
 from ind_rnn import IndRNN
-from ind_rnn_cell import IndRNNCell, RecurrentBound
+from ind_rnn_cell import IndRNNCell, IndRNNStep, RecurrentBound
 from ind_rnn_recurrence import fused_step, without_xla
 from pairs import F, data, fill
 
@@ -317,7 +317,8 @@ def test_without_xla_is_for_one_thread():
         traced.set()
         return result
 
-    assert at_once([export, trace]) == [None, cell.step]
+    step = IndRNNStep(keras.activations.relu)
+    assert at_once([export, trace]) == [None, step]
 
 
 MEMORY = """
