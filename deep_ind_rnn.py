@@ -11,7 +11,7 @@ import random
 import keras
 from keras import ops
 
-from dilated_rnn import DilatedRNN
+from dilated_rnn import DilatedRNN, _positive_integers
 from ind_rnn import IndRNN
 from ind_rnn_cell import (
     TimeConstants,
@@ -491,19 +491,12 @@ def _dilations(dilations, count, meaning):
     """A list with the dilation of each of `count` recurrences."""
     if dilations is None:
         return [1] * count
-    if not isinstance(dilations, (list, tuple)):
-        raise TypeError(
-            "`dilations` must be a list of positive integers or None, got "
-            f"{dilations!r}"
-        )
+    dilations = _positive_integers("dilations", dilations)
     if len(dilations) != count:
         raise ValueError(
             f"`dilations` must be {count} numbers, {meaning}, got {dilations!r}"
         )
-    return [
-        _integer(f"dilations[{index}]", dilation, minimum=1)
-        for index, dilation in enumerate(dilations)
-    ]
+    return dilations
 
 
 def _clone(initializer):

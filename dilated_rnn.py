@@ -21,6 +21,15 @@ else:
     tf = None
 
 
+OPTIONS = (
+    "return_sequences",
+    "return_state",
+    "stateful",
+    "go_backwards",
+    "zero_output_for_mask",
+)
+
+
 @keras.saving.register_keras_serializable(package="dilated_rnn")
 class DilatedRNN(keras.layers.Layer):
     """A stack of recurrent layers, layer l with dilation d_l.
@@ -121,16 +130,13 @@ class DilatedRNN(keras.layers.Layer):
                 "`dilations` must have one number for each of `cells`, got "
                 f"{len(self.dilations)} for {len(cells)}"
             )
-        for name, value in (
-            ("return_sequences", return_sequences),
-            ("return_state", return_state),
-            ("stateful", stateful),
-            ("go_backwards", go_backwards),
-            ("zero_output_for_mask", zero_output_for_mask),
-        ):
-            if not isinstance(value, bool):
-                raise TypeError(f"`{name}` must be a bool, got {value!r}")
-            setattr(self, name, value)
+        arguments = locals()
+        for name in OPTIONS:
+            if not isinstance(arguments[name], bool):
+                raise TypeError(
+                    f"`{name}` must be a bool, got {arguments[name]!r}"
+                )
+            setattr(self, name, arguments[name])
         self.layers = [
             _as_layer(f"cells[{index}]", cell)
             for index, cell in enumerate(cells)
@@ -166,19 +172,11 @@ class DilatedRNN(keras.layers.Layer):
             )
         batch, time_steps, features = sequences_shape
         self.input_spec = keras.layers.InputSpec(shape=(None, None, features))
-        for index, (layer, dilation) in enumerate(
-            zip(self.layers, self.dilations, strict=True)
-        ):
+        for layer, dilation in zip(self.layers, self.dilations, strict=True):
             # IndRNN starts from weights that remember so many steps.
             steps = time_steps and math.ceil(time_steps / dilation)
             layer.build((None, steps, features))
             layer.built = True
-            states = keras.tree.flatten(layer.get_initial_state(1))
-            shapes = [tuple(state.shape) for state in states]
-            if any(len(shape) != 2 for shape in shapes):
-                raise _not_vectors_error(
-                    f"cells[{index}]", self.cells[index], f"states {shapes}"
-                )
             features = _units(layer)
         if self.stateful:
             if batch is None:
@@ -195,8 +193,7 @@ class DilatedRNN(keras.layers.Layer):
                 )
                 for state in self.get_initial_state(batch)
             ]
-            # Past Keras' setter, for states are no weights. It has no public
-            # way; its own RNN uses a private one.
+            # Bypass Keras' tracking: states must not be saved as weights.
             object.__setattr__(self, "states", states)
 
     def call(
@@ -277,7 +274,9 @@ class DilatedRNN(keras.layers.Layer):
                 )
                 last_states += after
             x = y
-        return x[:, :length], last_states
+        # A slice that keeps all steps would cost its backward pass.
+        whole = isinstance(length, int) and x.shape[1] == length
+        return x if whole else x[:, :length], last_states
 
     def _run_phases(self, layer, dilation, x, length, before, rows, training):
         """`_all_outputs` of one layer: all phases side by side.
@@ -361,7 +360,14 @@ class DilatedRNN(keras.layers.Layer):
             "reset" in options
             and "reset" not in inspect.signature(layer.call).parameters
         ):
-            layer = _reset_rnn(layer)
+            from reset_rnn import ResetRNN  # which nothing else needs
+
+            layer = ResetRNN(
+                layer.cell,
+                return_sequences=True,
+                return_state=True,
+                dtype=layer.dtype_policy,
+            )
         y, *states = layer(_swap_axes(x), training=training, **options)
         return _swap_axes(y), *states
 
@@ -428,11 +434,7 @@ class DilatedRNN(keras.layers.Layer):
                 for cell in self.cells
             ],
             "dilations": list(self.dilations),
-            "return_sequences": self.return_sequences,
-            "return_state": self.return_state,
-            "stateful": self.stateful,
-            "go_backwards": self.go_backwards,
-            "zero_output_for_mask": self.zero_output_for_mask,
+            **{name: getattr(self, name) for name in OPTIONS},
         }
 
     @classmethod
@@ -523,14 +525,14 @@ class _Rows(NamedTuple):
         return ops.where(kept, state, ops.zeros_like(state))
 
 
-def dilated_rnn(cell_type, hidden_structs, dilations, **kwargs):
+def dilated_rnn(cell_type, hidden_structs, dilations=None, **kwargs):
     """A DilatedRNN of one kind of cell, with the authors' argument names.
 
     Arguments:
         cell_type: "RNN", "LSTM", "GRU" or "IndRNN" (this one from
             `ind_rnn.py`).
         hidden_structs: A list: the units of each layer, bottom layer first.
-        dilations: A list: the dilation of each layer.
+        dilations: A list: the dilation of each layer. Default: 1, 2, 4, ...
         **kwargs: Those of `DilatedRNN` go there, all others to every cell,
             and `dtype` to both. With a `seed`, layer l gets `seed` + l.
 
@@ -547,66 +549,30 @@ def dilated_rnn(cell_type, hidden_structs, dilations, **kwargs):
         >>> layer(keras.ops.ones((2, 784, 1))).shape
         TensorShape([2, 200])
     """
-    kinds = {
-        "RNN": keras.layers.SimpleRNN,
-        "LSTM": keras.layers.LSTM,
-        "GRU": keras.layers.GRU,
-        "IndRNN": _ind_rnn,
-    }
-    if not isinstance(cell_type, str) or cell_type not in kinds:
+    kinds = ("RNN", "LSTM", "GRU", "IndRNN")
+    if cell_type not in kinds:
         raise ValueError(
             f"`cell_type` must be one of {', '.join(kinds)}, got {cell_type!r}"
         )
-    for name in ("input_shape", "batch_input_shape", "input_dim"):
-        if name in kwargs:  # which Keras' layers would swallow
-            raise TypeError(
-                f"`{name}` is no option of a DilatedRNN: put "
-                "`keras.Input(shape)` before it, got "
-                f"{name}={kwargs[name]!r}"
-            )
-    units = _positive_integers("hidden_structs", hidden_structs)
-    if len(_positive_integers("dilations", dilations)) != len(units):
-        raise ValueError(
-            "`dilations` must have one number for each of `hidden_structs`, "
-            f"got {len(dilations)} for {len(units)}"
-        )
-    own = {
-        name: kwargs.pop(name)
-        for name in (
-            "return_sequences",
-            "return_state",
-            "stateful",
-            "go_backwards",
-            "zero_output_for_mask",
-            "activity_regularizer",
-            "name",
-            "trainable",
-        )
-        if name in kwargs
-    }
+    if cell_type == "IndRNN":
+        from ind_rnn import IndRNN as layer_type  # which nothing else needs
+    else:
+        name = "SimpleRNN" if cell_type == "RNN" else cell_type
+        layer_type = getattr(keras.layers, name)
+    own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+    for name in ("activity_regularizer", "name", "trainable"):
+        if name in kwargs:
+            own[name] = kwargs.pop(name)
     if "dtype" in kwargs:
         own["dtype"] = kwargs["dtype"]
     seed = kwargs.pop("seed", None)
-    cells = [
-        kinds[cell_type](
-            count, seed=None if seed is None else seed + index, **kwargs
+    layers = [
+        layer_type(units, seed=None if seed is None else seed + index, **kwargs)
+        for index, units in enumerate(
+            _positive_integers("hidden_structs", hidden_structs)
         )
-        for index, count in enumerate(units)
     ]
-    return DilatedRNN(cells, dilations, **own)
-
-
-def _ind_rnn(units, **options):
-    try:
-        from ind_rnn import IndRNN  # which no other cell needs
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            '`cell_type="IndRNN"` needs ind_rnn.py, ind_rnn_recurrence.py, '
-            "reset_rnn.py and ind_rnn_cell.py, not only dilated_rnn.py: "
-            f"{error}"
-        ) from error
-
-    return IndRNN(units, **options)
+    return DilatedRNN(layers, dilations, **own)
 
 
 def mean_recurrent_length(dilations):
@@ -666,7 +632,7 @@ class _FastSimpleRNN(keras.layers.RNN):
         )
         if cell.use_bias:
             a = tf.nn.bias_add(a, tf.convert_to_tensor(cell.bias))
-        h = _recurrence(
+        h = _simple_rnn(
             tf.reshape(a, [*ops.shape(x)[:2], cell.units]),
             tf.convert_to_tensor(cell.recurrent_kernel),
             initial_state[0],
@@ -675,7 +641,7 @@ class _FastSimpleRNN(keras.layers.RNN):
         return h[-1], tf.transpose(h, [1, 0, 2]), [h[-1]]
 
 
-def _recurrence(a, u, h0, activation):
+def _simple_rnn(a, u, h0, activation):
     """h_t = activation(a_t + h_{t-1} @ u) for every t, differentiable.
 
     Arguments:
@@ -690,9 +656,12 @@ def _recurrence(a, u, h0, activation):
 
     @tf.custom_gradient
     def recurrence(*arguments):
-        result = _forward(*map(tf.stop_gradient, arguments), activation)
+        result = _simple_rnn_forward(
+            *map(tf.stop_gradient, arguments), activation
+        )
         result.set_shape(a.shape)
-        # h, the result as the tape knows it, is not yet there in forward mode.
+        # Through h, the tape sees second gradients. In forward mode `h` is not
+        # assigned yet.
         return result, lambda g: backward(g, result if h is None else h, u, h0)
 
     @tf.custom_gradient
@@ -704,14 +673,16 @@ def _recurrence(a, u, h0, activation):
                 "`keras.layers.SimpleRNN(..., unroll=True)`"
             )
 
-        return _backward(*map(tf.stop_gradient, arguments), activation), second
+        return _simple_rnn_backward(
+            *map(tf.stop_gradient, arguments), activation
+        ), second
 
     h = None
     h = recurrence(a, u, h0)
     return h
 
 
-def _forward(a, u, h0, activation):
+def _simple_rnn_forward(a, u, h0, activation):
     length = ops.shape(a)[0]
     inputs = tf.TensorArray(a.dtype, length).unstack(a)
     outputs = tf.TensorArray(a.dtype, length, element_shape=h0.shape)
@@ -728,7 +699,7 @@ def _forward(a, u, h0, activation):
     )[2].stack()
 
 
-def _backward(g, h, u, h0, activation):
+def _simple_rnn_backward(g, h, u, h0, activation):
     """The gradients of a, u and h0, from g, that of h.
 
     With z_t = a_t + h_{t-1} @ u:
@@ -783,16 +754,15 @@ def _as_layer(name, cell):
         ):
             if getattr(cell, option, None):
                 raise ValueError(
-                    f"`{name}` must be a layer without `{option}`, which is "
-                    "DilatedRNN's to have, got "
-                    f"{option}={getattr(cell, option)!r}"
+                    f"`{name}` must be a layer without `{option}`: pass it to "
+                    f"DilatedRNN, got {option}={getattr(cell, option)!r}"
                 )
         if cell.built:
             raise ValueError(
-                f"`{name}` must be a layer that is not built, for DilatedRNN "
+                f"`{name}` must be a layer that is not built, since DilatedRNN "
                 f"takes a copy without weights, got {cell!r}"
             )
-        # A copy, for the layer is the caller's.
+        # A copy: the layer is the caller's.
         if type(cell) is keras.layers.SimpleRNN and not cell.unroll:
             cell = _copy(cell.cell)
         else:
@@ -835,19 +805,12 @@ def _without_build_config(config):
 
 
 def _check_states(name, cell):
-    # Convolutions have a state size of -1.
-    sizes = keras.tree.flatten(cell.state_size)
+    sizes = keras.tree.flatten(cell.state_size)  # -1 for convolutions
     if not all(isinstance(n, numbers.Integral) and n > 0 for n in sizes):
-        raise _not_vectors_error(
-            name, cell, f"`state_size` {cell.state_size!r}"
+        raise TypeError(
+            f"`{name}` must have states that are vectors, (batch, units), got "
+            f"{cell!r} with `state_size` {cell.state_size!r}"
         )
-
-
-def _not_vectors_error(name, cell, what):
-    return TypeError(
-        f"`{name}` must have states that are vectors, (batch, units), got "
-        f"{cell!r} with {what}"
-    )
 
 
 def _share_dropout(layer, x, phases):
@@ -867,23 +830,6 @@ def _share_dropout(layer, x, phases):
                 lambda mask: ops.tile(mask, (phases, 1)), mask
             )
             setattr(cell, f"_{name}_mask", mask)
-
-
-def _reset_rnn(layer):
-    """The cell of a layer in one that takes `reset`."""
-    try:
-        from reset_rnn import ResetRNN
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"`reset` needs reset_rnn.py, not only dilated_rnn.py: {error}"
-        ) from error
-
-    return ResetRNN(
-        layer.cell,
-        return_sequences=True,
-        return_state=True,
-        dtype=layer.dtype_policy,
-    )
 
 
 def _units(layer):

@@ -327,7 +327,9 @@ class IndRNN(ElementwiseRNN):
         a, weights = cell.project(ops.cast(sequences, self.compute_dtype))
         batch, length, units = ops.shape(a)
         steps = -(-length // dilation)
-        a = ops.pad(a, [[0, 0], [0, steps * dilation - length], [0, 0]])
+        whole = isinstance(length, int) and length % dilation == 0
+        if not whole:
+            a = ops.pad(a, [[0, 0], [0, steps * dilation - length], [0, 0]])
         h, _ = recurrence(
             ops.reshape(a, (batch, steps, dilation * units)),
             keras.tree.map_structure(lambda w: ops.tile(w, dilation), weights),
@@ -336,7 +338,7 @@ class IndRNN(ElementwiseRNN):
             implementation=self.implementation,
         )
         h = ops.reshape(h, (batch, steps * dilation, units))
-        return h[:, :length]
+        return h if whole else h[:, :length]
 
     def get_config(self):
         return {**super().get_config(), "implementation": self.implementation}

@@ -8,7 +8,6 @@ import functools
 import inspect
 import itertools
 import re
-import sys
 
 import keras
 import numpy as np
@@ -23,7 +22,8 @@ from cases import assert_every_pair, each_value, every_pair
 from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-from pairs import activity_loss, data, masked, weighted
+from indy import IndyLSTM
+from pairs import activity_loss, data, masked, softsign, weighted
 
 B, F, N = 3, 2, 4
 
@@ -53,20 +53,6 @@ class TwoStates(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
-
-
-class MatrixState(keras.layers.Layer):
-    """A cell that is none for DilatedRNN."""
-
-    def __init__(self, state_size):
-        super().__init__()
-        self.state_size = state_size
-
-    def call(self, inputs, states):
-        return inputs, states
-
-    def get_initial_state(self, batch_size=None):
-        return [keras.ops.zeros((batch_size, 2, 3))]
 
 
 KINDS = {
@@ -193,6 +179,47 @@ def assert_same(actual, expected, tolerance=1e-12):
             np.testing.assert_allclose(
                 a, e, rtol=0, atol=atol * scale, err_msg=name
             )
+
+
+MIXED = {
+    "IndRNN": lambda: [
+        IndRNN(N, "relu", dtype="float64"),
+        IndRNN(N, "tanh", recurrent_max_abs=0.5, dtype="float64"),
+    ],
+    "IndRNN, SimpleRNN, IndyLSTM, IndRNN": lambda: [
+        IndRNN(N, dtype="float64"),
+        SimpleRNNCell(N, dtype="float64"),
+        IndyLSTM(N, dtype="float64"),
+        IndRNN(N, activation=softsign, dtype="float64"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+@pytest.mark.parametrize("time, mode", [(12, "eager"), (13, "jit"), (7, None)])
+def test_steps_in_a_row_run_as_one(kind, time, mode, monkeypatch):
+    """IndRNN does so for all outputs, if there is no mask and no state."""
+    layers = MIXED[kind]()
+    dilations = [3, 2, 1, 20][: len(layers)]
+    layer = DilatedRNN(
+        layers, dilations, return_sequences=True, dtype="float64"
+    )
+    filled(layer)
+    x = tf.constant(data(B, time, F))
+    expected = computed(layer, x, call=functools.partial(by_hand, layer))
+    compute = functools.partial(computed, layer)
+    if mode != "eager":
+        compute = tf.function(
+            compute,
+            jit_compile=mode == "jit",
+            input_signature=None
+            if mode
+            else [tf.TensorSpec((None, None, F), "float64")],
+        )
+    assert_same(compute(x), expected)
+    if kind == "IndRNN":  # No layer has run over phases.
+        monkeypatch.setattr(IndRNN, "call", None)
+        layer(x)
 
 
 def test_cover():
@@ -753,12 +780,6 @@ FLAGS = [name for name in OPTIONS if name != "dilations"]
             "cells[0]",
             "no DilatedRNN: give its cells to this one, got <DilatedRNN",
         ),
-        (
-            {"cells": [MatrixState([(None, 3)])]},
-            TypeError,
-            "cells[0]",
-            "vectors, (batch, units), got <MatrixState",
-        ),
         *(
             (
                 {"cells": [LSTM(N, **{name: value})]},
@@ -783,13 +804,6 @@ def test_bad_arguments(options, error, name, value):
         two_cells(**options)
 
 
-def test_states_that_are_no_vectors():
-    layer = DilatedRNN([MatrixState([2])])
-    message = r"`cells\[0\]` .*got <MatrixState.* with states \[\(1, 2, 3\)\]"
-    with pytest.raises(TypeError, match=message):
-        layer.build((None, 5, F))
-
-
 def test_bad_cell_type_and_units():
     known = "`cell_type` must be one of RNN, LSTM, GRU, IndRNN, got 'rnn'"
     with pytest.raises(ValueError, match=known):
@@ -802,9 +816,7 @@ def test_bad_cell_type_and_units():
         dilated_rnn("RNN", 5, [1])
     with pytest.raises(ValueError, match="`dilations` must .*got 1 for 2"):
         dilated_rnn("RNN", [N, N], [1])
-    for kind in ("RNN", "LSTM", "GRU", "IndRNN"):
-        with pytest.raises(TypeError, match=r"`input_shape`.*got .*\(5, 2\)"):
-            dilated_rnn(kind, [N], [1], input_shape=(5, 2))
+    assert dilated_rnn("GRU", [N] * 4).dilations == [1, 2, 4, 8]
 
 
 def zeros(*shapes):
@@ -994,12 +1006,3 @@ class ConformanceTest(testing.TestCase):
 
     def test_all_outputs(self):
         self.check(TwoStates, 2, (B, 4, N), return_sequences=True)
-
-
-def test_ind_rnn_needs_more_than_one_file(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ind_rnn", None)
-    assert dilated_rnn("GRU", [4], [2]).dilations == [2]
-    with pytest.raises(
-        ModuleNotFoundError, match="needs ind_rnn.py, .*cell.py"
-    ):
-        dilated_rnn("IndRNN", [4], [2])
