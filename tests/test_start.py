@@ -10,7 +10,6 @@ from cases import every_pair
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell, TimeConstants, UnitGain
-from pairs import reloaded
 
 
 def uniform():
@@ -231,31 +230,6 @@ def test_initializers_serialize():
         assert type(loaded) is type(initializer)
         assert loaded.get_config() == config
         assert keras.initializers.get(saved).get_config() == config
-
-
-def test_models_with_initializers_load(tmp_path):
-    model = keras.Sequential(
-        [
-            keras.Input((9, 2)),
-            IndRNN(
-                4,
-                kernel_initializer=UnitGain("orthogonal"),
-                recurrent_initializer=TimeConstants(longest=9),
-                return_sequences=True,
-            ),
-            IndRNN(4),
-        ]
-    )
-    loaded = reloaded(model, tmp_path)
-    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    first, second = loaded.layers
-    base = first.kernel_initializer.initializer
-    assert isinstance(base, keras.initializers.Orthogonal)
-    assert first.recurrent_initializer.longest == 9
-    assert type(second.kernel_initializer) is UnitGain
-    assert type(second.recurrent_initializer) is TimeConstants
-    assert second.recurrent_initializer.longest is None
 
 
 BAD = {
