@@ -236,35 +236,11 @@ def test_dilations_of_one_are_none(network, count):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("bound", [1.5, 0.5, None])
-def test_start_with_dilations(bound):
-    """A layer of dilation d has T / d steps."""
-    keras.utils.set_random_seed(1)
-    options = {"units": 128, "dilations": [1, 2, 8], "num_layers": 3}
-    model = stacked_ind_rnn(
-        (64, 2), recurrent_max_abs=bound, long_memory=True, **options
-    )
-    found = [cell.recurrent_max_abs for cell, _ in cells(model)]
-    assert found == [bound and bound**d for d in (1, 2, 8)]
-    first, second, last = recurrent(model)
-    high = [1.0 if bound is None else bound**d for d in (1, 2, 8)]
-    for u, b in ((first, high[0]), (second, high[1])):
-        assert -b / 3 <= u.min() < 0 and b * 0.9 < u.max() <= b
-    low = min(1 / high[2], high[2])
-    assert low <= last.min() and last.max() <= np.float32(high[2])
-
-    model = stacked_ind_rnn((64, 2), normalization=None, **options)
-    kernels = [x.kernel.numpy() for x in of_type(model, Dense)]
-    us = recurrent(model)
-    for u, kernel, steps in zip(us, kernels, (64, 32, 8), strict=True):
-        # Log-uniform up to the steps of the layer; the largest of 128
-        longest = -1 / np.log(np.abs(u).max())
-        assert 0.8 * steps < longest <= steps * 1.001
-        plain = kernel / np.maximum(1 - np.abs(u), 1 / steps)
-        assert 0.6 < plain.std() / np.sqrt(2 / len(kernel)) < 1.4
-    order = [np.argsort(u) for u in us]
-    np.testing.assert_array_equal(order[0], order[1])
-    np.testing.assert_array_equal(order[0], order[2])
+def wide(network, shape, **options):
+    """With many neurons, and dilations where they can be."""
+    key = "growth_rate" if network is dense_ind_rnn else "units"
+    dilations = {"dilations": [1, 2, 4]} if network is stacked_ind_rnn else {}
+    return small(network, shape, **{key: 128}, **dilations, **options)
 
 
 @pytest.mark.parametrize("long_memory", [False, True])
@@ -273,59 +249,56 @@ def test_start_with_dilations(bound):
     each_value(
         [
             (T, "auto", 2 ** (1 / T)),
-            (None, "auto", 1.0),
             (T, None, None),
+            (None, "auto", 1.0),
             (T, 3, 3.0),
             (T, 0.5, 0.5),
             (T, 0.0, 0.0),
         ],
-        SMALL,
+        [stacked_ind_rnn, *SMALL],
     ),
 )
 def test_initial_recurrent_weights(case, network, long_memory):
+    """Uniform over [-bound / 3, bound]; the last layer may start near 1."""
     time, given, bound = case
     keras.utils.set_random_seed(1)
-    key = "growth_rate" if network is dense_ind_rnn else "units"
-    model = small(
-        network,
-        (time, 1),
-        recurrent_max_abs=given,
-        long_memory=long_memory,
-        **{key: 128},
-    )
-    assert {x.recurrent_max_abs for x in of_type(model, IndRNN)} == {bound}
-    weights = recurrent(model)
-    bound = np.float32(1.0 if bound is None else bound)
-    lows = [-bound / 3] * len(weights)
-    if long_memory and bound > 0:
-        lows[-1] = min(1 / bound, bound)
-    for u, low in zip(weights, lows, strict=True):
-        assert low - 1e-6 * bound <= u.min() and u.max() <= bound
-        # Kolmogorov-Smirnov
-        ranks = (np.sort(u) - low) / max(bound - low, 1e-6)
-        if bound - low > 1e-6:
+    options = {"recurrent_max_abs": given, "long_memory": long_memory}
+    found = cells(wide(network, (time, 1), **options))
+    for index, (cell, d) in enumerate(found, 1):
+        assert cell.recurrent_max_abs == (bound and bound**d)
+        high = 1.0 if bound is None else bound**d
+        low = -high / 3
+        if long_memory and high > 0 and index == len(found):
+            low = min(1 / high, high)
+        u = np.sort(cell.recurrent_kernel)
+        assert low - 1e-6 <= u[0] and u[-1] <= high + 1e-6
+        if high - low > 1e-6:  # Kolmogorov-Smirnov
             uniform = (np.arange(len(u)) + 0.5) / len(u)
-            assert np.abs(ranks - uniform).max() < 2 / np.sqrt(len(u))
-    if bound > 0:
-        assert len({u[0] for u in weights}) == len(weights)
+            distance = np.abs((u - low) / (high - low) - uniform).max()
+            assert distance < 2 / np.sqrt(len(u))
+    firsts = {float(cell.recurrent_kernel[0]) for cell, _ in found}
+    assert bound == 0 or len(firsts) == len(found)
 
 
-@pytest.mark.parametrize("network, time", each_value(SMALL, [5, 20, 1000]))
+@pytest.mark.parametrize("network, time", each_value(SMALL, [20, 5, 1000]))
 def test_start_without_normalization(network, time):
     """Each Dense layer knows what the recurrence that it feeds remembers."""
     keras.utils.set_random_seed(2)
-    key = "growth_rate" if network is dense_ind_rnn else "units"
-    model = small(network, (time, 16), normalization=None, **{key: 48})
-    units = {len(u) for u in recurrent(model)}
-    for count in units:
-        same = [u for u in recurrent(model) if len(u) == count]
-        assert all((u == same[0]).all() for u in same)
-        assert np.abs(same[0]).max() <= np.float32(np.exp(-1 / time))
+    model = wide(network, (time, 16), normalization=None)
     kernels = [x.kernel.numpy() for x in of_type(model, Dense)]
-    by_units = {len(u): u for u in recurrent(model)}
-    for kernel in kernels:
-        u = by_units[kernel.shape[1]]
-        plain = kernel / np.maximum(1 - np.abs(u), 1 / time)
+    # By width and dilation; a neuron has the same order in all layers.
+    found = list(zip(recurrent(model), (d for _, d in cells(model))))
+    us = {(len(u), d): u for u, d in found}
+    for u, d in found:
+        np.testing.assert_array_equal(u, us[len(u), d])
+        np.testing.assert_array_equal(np.argsort(u), np.argsort(us[len(u), 1]))
+        # Log-uniform up to the steps of the layer; the largest of many
+        longest = -1 / np.log(np.abs(u).max())
+        assert 0.8 * time / d < longest <= np.ceil(time / d) * 1.001
+    dilations = [1, 2, 4] if network is stacked_ind_rnn else [1] * len(kernels)
+    for kernel, d in zip(kernels, dilations, strict=True):
+        u, steps = us[kernel.shape[1], d], np.ceil(time / d)
+        plain = kernel / np.maximum(1 - np.abs(u), 1 / steps)
         # As "he_normal": of equal spread, whatever a neuron remembers
         expected = np.sqrt(2 / len(kernel))
         assert 0.7 < plain[:, np.abs(u) > 0.5].std() / expected < 1.3
