@@ -306,7 +306,10 @@ def test_forms_of_flags():
     "sizes, normalization",
     each_value(
         [
-            (stacked_ind_rnn, {"units": N, "num_layers": 3}),
+            (
+                stacked_ind_rnn,
+                {"units": N, "dilations": [3, 1, 2], "num_layers": 3},
+            ),
             (residual_ind_rnn, {"units": N, "num_blocks": 2}),
             (dense_ind_rnn, {"growth_rate": 2, "block_sizes": [2, 1]}),
         ],
