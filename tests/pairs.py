@@ -131,15 +131,14 @@ def pair(case, bound=None):
     of_layer = {name: case[name] for name in OF_LAYER if name in case}
     of_cell |= {"seed": 3, "recurrent_max_abs": bound}
     dtype = {"dtype": case.get("dtype", "float64")}
-    units = case.get("units", N)
-    cell = IndRNNCell(units, **of_cell, **dtype)
+    cell = IndRNNCell(N, **of_cell, **dtype)
     form = case.get("implementation", "auto")
     layers = [
-        IndRNN(units, **of_cell, **of_layer, **dtype, implementation=form),
+        IndRNN(N, **of_cell, **of_layer, **dtype, implementation=form),
         keras.layers.RNN(cell, **of_layer, **dtype),
     ]
     for layer in layers:
-        layer.build((case.get("batch", B), None, _width(case)))
+        layer.build((B, None, _width(case)))
         for i, w in enumerate(layer.trainable_weights):
             scale = 1.3 if w.name == "recurrent_kernel" else 1.0
             w.assign(data(*w.shape, phase=i, scale=scale))
@@ -147,17 +146,16 @@ def pair(case, bound=None):
 
 
 def _width(case):
-    return F if case.get("use_kernel", True) else case.get("units", N)
+    return F if case.get("use_kernel", True) else N
 
 
 def inputs(case, batch=B, time=T):
     """x, initial state (or None), mask (or None)."""
-    batch = case.get("batch", batch)
     dtype = case.get("dtype", "float64").removeprefix("mixed_")
     x = data(batch, time, _width(case))
     h = None
     if case.get("initial_state"):
-        h = data(batch, case.get("units", N), phase=5)
+        h = data(batch, N, phase=5)
     mask = masked(case.get("mask"), batch, time)
     return [
         None if value is None else tf.constant(value, kind)

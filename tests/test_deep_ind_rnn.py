@@ -1,6 +1,5 @@
 """Deep IndRNN networks: sizes, wiring against NumPy, identities, errors."""
 
-import functools
 import inspect
 import itertools
 import re
@@ -22,7 +21,15 @@ from deep_ind_rnn import (
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
-from pairs import assert_close, data, fill, reloaded
+from pairs import (
+    assert_close,
+    assert_same,
+    computed,
+    data,
+    fill,
+    masked,
+    reloaded,
+)
 
 B, T, F, N = 4, 6, 3, 4
 STEPS = TimeStepBatchNormalization
@@ -87,15 +94,8 @@ def test_published_sizes(network, options, count, first):
         assert len(layers) == 2 * 5 + 1 and len(of_type(model, Add)) == 5
     if network is dense_ind_rnn:
         assert len(layers) == 40
-        widths = [96]
-        for size in (8, 6, 4):
-            widths += [widths[-1] + 16 * size]
-            widths += [widths[-1] // 2]
-        assert widths == [96, 224, 112, 208, 104, 168, 84]
-        joined = of_type(model, keras.layers.Concatenate)
-        ends = [joined[i - 1].output.shape[-1] for i in (8, 14, 18)]
         units = [layers[i].units for i in (0, 17, 30, 39)]
-        assert ends == widths[1::2] and units == widths[::2]
+        assert units == [96, 112, 104, 84]
 
 
 class Wiring:
@@ -235,35 +235,11 @@ def test_dilations_of_one_are_none(network, count):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("bound", [1.5, 0.5, None])
-def test_start_with_dilations(bound):
-    """A layer of dilation d has T / d steps."""
-    keras.utils.set_random_seed(1)
-    options = {"units": 128, "dilations": [1, 2, 8], "num_layers": 3}
-    model = stacked_ind_rnn(
-        (64, 2), recurrent_max_abs=bound, long_memory=True, **options
-    )
-    found = [cell.recurrent_max_abs for cell, _ in cells(model)]
-    assert found == [bound and bound**d for d in (1, 2, 8)]
-    first, second, last = recurrent(model)
-    high = [1.0 if bound is None else bound**d for d in (1, 2, 8)]
-    for u, b in ((first, high[0]), (second, high[1])):
-        assert -b / 3 <= u.min() < 0 and b * 0.9 < u.max() <= b
-    low = min(1 / high[2], high[2])
-    assert low <= last.min() and last.max() <= np.float32(high[2])
-
-    model = stacked_ind_rnn((64, 2), normalization=None, **options)
-    kernels = [x.kernel.numpy() for x in of_type(model, Dense)]
-    us = recurrent(model)
-    for u, kernel, steps in zip(us, kernels, (64, 32, 8), strict=True):
-        # Log-uniform up to the steps of the layer; the largest of 128
-        longest = -1 / np.log(np.abs(u).max())
-        assert 0.8 * steps < longest <= steps * 1.001
-        plain = kernel / np.maximum(1 - np.abs(u), 1 / steps)
-        assert 0.6 < plain.std() / np.sqrt(2 / len(kernel)) < 1.4
-    order = [np.argsort(u) for u in us]
-    np.testing.assert_array_equal(order[0], order[1])
-    np.testing.assert_array_equal(order[0], order[2])
+def wide(network, shape, **options):
+    """With many neurons, and dilations where they can be."""
+    key = "growth_rate" if network is dense_ind_rnn else "units"
+    dilations = {"dilations": [1, 2, 4]} if network is stacked_ind_rnn else {}
+    return small(network, shape, **{key: 128}, **dilations, **options)
 
 
 @pytest.mark.parametrize("long_memory", [False, True])
@@ -272,59 +248,56 @@ def test_start_with_dilations(bound):
     each_value(
         [
             (T, "auto", 2 ** (1 / T)),
-            (None, "auto", 1.0),
             (T, None, None),
+            (None, "auto", 1.0),
             (T, 3, 3.0),
             (T, 0.5, 0.5),
             (T, 0.0, 0.0),
         ],
-        SMALL,
+        [stacked_ind_rnn, *SMALL],
     ),
 )
 def test_initial_recurrent_weights(case, network, long_memory):
+    """Uniform over [-bound / 3, bound]; the last layer may start near 1."""
     time, given, bound = case
     keras.utils.set_random_seed(1)
-    key = "growth_rate" if network is dense_ind_rnn else "units"
-    model = small(
-        network,
-        (time, 1),
-        recurrent_max_abs=given,
-        long_memory=long_memory,
-        **{key: 128},
-    )
-    assert {x.recurrent_max_abs for x in of_type(model, IndRNN)} == {bound}
-    weights = recurrent(model)
-    bound = np.float32(1.0 if bound is None else bound)
-    lows = [-bound / 3] * len(weights)
-    if long_memory and bound > 0:
-        lows[-1] = min(1 / bound, bound)
-    for u, low in zip(weights, lows, strict=True):
-        assert low - 1e-6 * bound <= u.min() and u.max() <= bound
-        # Kolmogorov-Smirnov
-        ranks = (np.sort(u) - low) / max(bound - low, 1e-6)
-        if bound - low > 1e-6:
+    options = {"recurrent_max_abs": given, "long_memory": long_memory}
+    found = cells(wide(network, (time, 1), **options))
+    for index, (cell, d) in enumerate(found, 1):
+        assert cell.recurrent_max_abs == (bound and bound**d)
+        high = 1.0 if bound is None else bound**d
+        low = -high / 3
+        if long_memory and high > 0 and index == len(found):
+            low = min(1 / high, high)
+        u = np.sort(cell.recurrent_kernel)
+        assert low - 1e-6 <= u[0] and u[-1] <= high + 1e-6
+        if high - low > 1e-6:  # Kolmogorov-Smirnov
             uniform = (np.arange(len(u)) + 0.5) / len(u)
-            assert np.abs(ranks - uniform).max() < 2 / np.sqrt(len(u))
-    if bound > 0:
-        assert len({u[0] for u in weights}) == len(weights)
+            distance = np.abs((u - low) / (high - low) - uniform).max()
+            assert distance < 2 / np.sqrt(len(u))
+    firsts = {float(cell.recurrent_kernel[0]) for cell, _ in found}
+    assert bound == 0 or len(firsts) == len(found)
 
 
-@pytest.mark.parametrize("network, time", each_value(SMALL, [5, 20, 1000]))
+@pytest.mark.parametrize("network, time", each_value(SMALL, [20, 5, 1000]))
 def test_start_without_normalization(network, time):
     """Each Dense layer knows what the recurrence that it feeds remembers."""
     keras.utils.set_random_seed(2)
-    key = "growth_rate" if network is dense_ind_rnn else "units"
-    model = small(network, (time, 16), normalization=None, **{key: 48})
-    units = {len(u) for u in recurrent(model)}
-    for count in units:
-        same = [u for u in recurrent(model) if len(u) == count]
-        assert all((u == same[0]).all() for u in same)
-        assert np.abs(same[0]).max() <= np.float32(np.exp(-1 / time))
+    model = wide(network, (time, 16), normalization=None)
     kernels = [x.kernel.numpy() for x in of_type(model, Dense)]
-    by_units = {len(u): u for u in recurrent(model)}
-    for kernel in kernels:
-        u = by_units[kernel.shape[1]]
-        plain = kernel / np.maximum(1 - np.abs(u), 1 / time)
+    # By width and dilation; a neuron has the same order in all layers.
+    found = list(zip(recurrent(model), (d for _, d in cells(model))))
+    us = {(len(u), d): u for u, d in found}
+    for u, d in found:
+        np.testing.assert_array_equal(u, us[len(u), d])
+        np.testing.assert_array_equal(np.argsort(u), np.argsort(us[len(u), 1]))
+        # Log-uniform up to the steps of the layer; the largest of many
+        longest = -1 / np.log(np.abs(u).max())
+        assert 0.8 * time / d < longest <= np.ceil(time / d) * 1.001
+    dilations = [1, 2, 4] if network is stacked_ind_rnn else [1] * len(kernels)
+    for kernel, d in zip(kernels, dilations, strict=True):
+        u, steps = us[kernel.shape[1], d], np.ceil(time / d)
+        plain = kernel / np.maximum(1 - np.abs(u), 1 / steps)
         # As "he_normal": of equal spread, whatever a neuron remembers
         expected = np.sqrt(2 / len(kernel))
         assert 0.7 < plain[:, np.abs(u) > 0.5].std() / expected < 1.3
@@ -463,52 +436,27 @@ def test_places_of_dropout():
 )
 def test_stateful_chunks_are_the_whole(network, normalized, float64):
     given = dict(zip(("normalization", "normalize_first"), normalized))
+    if network is stacked_ind_rnn:
+        given["dilations"] = [3, 1, 2]
     options = {"return_sequences": True, **given}
     whole = filled(small(network, (None, F), **options))
     stream = small(network, (None, F), stateful=True, batch_size=B, **options)
-    assert stream.output_shape[:2] == (B, None)
-    for x in of_type(whole, IndRNN):
-        assert not x.stateful and x.recurrent_max_abs == 1.0
     of_last = small(network, (None, F), **given)
+    assert stream.output_shape[:2] == (B, None)
+    for cell, _ in cells(whole):
+        assert cell.recurrent_max_abs == 1.0
     for model in (stream, of_last):
-        values = [w.numpy() for w in whole.weights]
-        for w, value in zip(model.weights, values, strict=False):
-            if w.shape == value.shape:
-                w.assign(value)
-        names = [[w.name for w in m.weights] for m in (model, whole)]
-        assert [n for n in names[0] if n != "rnn_state"] == names[1]
+        weights = [w for w in model.weights if w.name != "rnn_state"]
+        for w, value in zip(weights, whole.weights, strict=True):
+            w.assign(value)
     x = data(B, T, F)
     for _ in range(2):
-        for layer in of_type(stream, IndRNN):
+        for layer in of_type(stream, (IndRNN, DilatedRNN)):
             layer.reset_state()
         parts = [stream(part) for part in np.split(x, [1, 3], axis=1)]
         assert_close(np.concatenate(parts, 1), whole(x), 1e-9)
     for time in (1, 4, T):
         assert_close(of_last(x[:, :time]), whole(x)[:, time - 1], 1e-9)
-
-
-def test_dilations_stream_and_forget(float64):
-    options = {"dilations": [3, 1, 2], "num_outputs": 2}
-    stack = functools.partial(
-        small, stacked_ind_rnn, (None, F), return_sequences=True, **options
-    )
-    whole = filled(stack())
-    x = data(B, T, F)
-    expected = whole(x).numpy()
-
-    stream = stack(stateful=True, batch_size=B)
-    weights = [w for w in stream.weights if w.name != "rnn_state"]
-    for w, value in zip(weights, whole.weights, strict=True):
-        w.assign(value)
-    parts = [stream(part) for part in np.split(x, [1, 3], axis=1)]
-    assert_close(np.concatenate(parts, 1), expected, 1e-12)
-
-    packed = stack(reset=True)
-    packed.set_weights(whole.get_weights())
-    reset = np.arange(2 * T) % T == 0
-    y = packed([np.concatenate([x, x[::-1]], 1), np.tile(reset, (B, 1))])
-    expected = np.concatenate([expected, expected[::-1]], axis=1)
-    assert_close(y, expected, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -526,69 +474,36 @@ def test_dilations_stream_and_forget(float64):
     ),
 )
 def test_dilated_layers_equal_their_cells(options, dilation):
-    """Outputs and gradients, with and without a mask, resets and states."""
-    of_cell = {
-        name: value
-        for name, value in options.items()
-        if name not in ("implementation", "unroll")
-    }
-    layers = IndRNN(F, **options), IndRNNCell(F, **of_cell)
+    of_cell = {**options}
+    for name in ("implementation", "unroll"):
+        of_cell.pop(name, None)
     fast, slow = (
         DilatedRNN([layer], [dilation], return_sequences=True)
-        for layer in layers
+        for layer in (IndRNN(F, **options), IndRNNCell(F, **of_cell))
     )
     x = tf.constant(data(B, T, F), "float32")
-    mask = np.arange(T) < np.array([[T], [1], [4], [3]])
-    results = []
     for layer in (fast, slow):
         layer.build(x.shape)
         fill(layer.trainable_weights)
-
-        @tf.function
-        def run(x, layer=layer, **given):
-            training = not options.get("dropout")
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = layer(x, training=training, **given)
-                loss = tf.reduce_sum(tf.cast(y, "float32") ** 2)
-            return y, tape.gradient(loss, [x, *layer.trainable_weights])
-
-        results.append([run(x)])
-        if not options:
-            results[-1] += [run(x, mask=mask), run(x, reset=mask[::-1])]
-            ones = [1.0 + h for h in layer.get_initial_state(B)]
-            results[-1] += [layer(x, initial_state=ones), layer(x)]
-    types = [[y.dtype for y in keras.tree.flatten(x)] for x in results]
-    assert types[0] == types[1]
-    assert_close(*results, 1e-2 if "dtype" in options else 1e-5)
+    for mask in [None] if options else [None, masked("left", B, T)]:
+        found, expected = (
+            computed(layer, x, None, mask, training="dropout" not in options)
+            for layer in (fast, slow)
+        )
+        assert_same(found, expected, options.get("dtype", "float32"))
 
 
-@pytest.mark.parametrize(
-    "network, options",
-    [
-        (stacked_ind_rnn, {"max_steps": 4, "return_sequences": True}),
-        (residual_ind_rnn, {"normalization": "rms"}),
-        (dense_ind_rnn, {"dropout": 0.2}),
-        (stacked_ind_rnn, {"dilations": [3, 1, 2]}),
-    ],
-)
-def test_saving(network, options, tmp_path):
+@every_network
+def test_names_and_losses_are_saved(network, tmp_path):
     model = small(
         network,
-        (None, F),
-        num_outputs=5,
         weight_decay=0.1,
-        recurrent_regularizer=RecurrentPenalty(1.0, 0.5),
+        recurrent_regularizer=RecurrentPenalty(0.1, 0.5),
         recurrent_max_abs=None,
-        **options,
     )
-    assert model.name == network.__name__
-    x = data(B, T, F)
-    model(x, training=True)
     loaded = reloaded(model, tmp_path)
-    np.testing.assert_array_equal(loaded(x), model(x))
     assert loaded.losses == model.losses and len(model.losses) > 2
-    assert loaded.name == model.name
+    assert loaded.name == model.name == network.__name__
     assert small(network, name="mine").name == "mine"
 
 
@@ -680,50 +595,39 @@ def test_errors_name_argument_and_value(network):
         small(network, no_such=1)
 
 
-@pytest.mark.parametrize(
-    "make, name, value",
-    [
-        *[
-            (
-                lambda d=d: small(stacked_ind_rnn, dilations=d),
-                "dilations[1]",
-                d[1],
-            )
-            for d in ([1, 0, 2], [1, 2.5, 2], [1, True, 2])
-        ],
-        *[
-            (lambda b=b: small(dense_ind_rnn, block_sizes=b), name, value)
-            for b, name, value in (
-                ((2, 0), "block_sizes[1]", 0),
-                ([1.5], "block_sizes[0]", 1.5),
-            )
-        ],
-        *[
-            (
-                lambda last=last: small(
-                    dense_ind_rnn,
-                    block_sizes=(1,),
-                    transition_dropout=1.0,
-                    last_dropout=last,
-                ),
-                "transition_dropout",
-                1.0,
-            )
-            for last in (None, 0.1)
-        ],
-        (lambda: STEPS(0), "max_steps", 0),
-        (lambda: STEPS(5, momentum=1.0), "momentum", 1.0),
-        (lambda: STEPS(5, epsilon=-1.0), "epsilon", -1.0),
-        (lambda: STEPS(5)(np.ones((2, 3))), "inputs", (2, 3)),
-        (lambda: RecurrentPenalty(-1.0), "recurrent_max_abs", -1.0),
-        (lambda: RecurrentPenalty(1.0, None), "factor", None),
+PARTS = [
+    *[
+        (stacked_ind_rnn, {"dilations": [1, d, 2]}, rf"`dilations\[1\]`.*{d}")
+        for d in (0, 2.5, True)
     ],
-)
-def test_errors_of_parts(make, name, value):
-    with pytest.raises((TypeError, ValueError)) as caught:
-        make()
-    assert f"`{name}`" in str(caught.value)
-    assert str(value) in str(caught.value)
+    (dense_ind_rnn, {"block_sizes": (2, 0)}, r"`block_sizes\[1\]`.*0"),
+    (dense_ind_rnn, {"block_sizes": [1.5]}, r"`block_sizes\[0\]`.*1.5"),
+    *[
+        (
+            dense_ind_rnn,
+            {"transition_dropout": 1.0, "last_dropout": last},
+            "`transition_dropout`.*1.0",
+        )
+        for last in (None, 0.1)
+    ],
+    (STEPS, {"max_steps": 0}, "`max_steps`.*0"),
+    (STEPS, {"max_steps": 5, "momentum": 1.0}, "`momentum`.*1.0"),
+    (STEPS, {"max_steps": 5, "epsilon": -1.0}, "`epsilon`.*-1.0"),
+    (RecurrentPenalty, {"recurrent_max_abs": -1.0}, "`recurrent_max_abs`.*-1"),
+    (
+        RecurrentPenalty,
+        {"recurrent_max_abs": 1.0, "factor": None},
+        "`factor`.*None",
+    ),
+]
+
+
+def test_errors_of_parts():
+    for make, options, match in PARTS:
+        with pytest.raises((TypeError, ValueError), match=match):
+            small(make, **options) if make in SMALL else make(**options)
+    with pytest.raises(ValueError, match=r"`inputs`.*\(2, 3\)"):
+        STEPS(5)(np.ones((2, 3)))
 
 
 @every_network

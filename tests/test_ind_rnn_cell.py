@@ -155,17 +155,6 @@ def test_documented_shapes(use_kernel, use_bias):
     assert zeros.dtype == "float64" and not zeros.numpy().any()
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision_keeps_float32_weights(policy):
-    cell = made(dtype=policy, recurrent_max_abs=1.0)
-    x, h = data(B, F).astype("float32"), data(B, N).astype("float32")
-    y, _ = cell(x, h)
-    assert y.dtype == policy.removeprefix("mixed_")
-    assert {w.dtype for w in cell.trainable_weights} == {"float32"}
-    assert ops.max(ops.abs(cell.bounded_recurrent_kernel)) == 1.0
-    assert_close(y, oracle(x, h, *parts(cell)), 2e-2)
-
-
 LIMITS = [(0.0, 0.0), (0.0, 0.5), (0.3, None), (0.3, 0.5), (0.4, 0.4)]
 every_limit = pytest.mark.parametrize("low, high", LIMITS)
 

@@ -343,9 +343,11 @@ def test_statistics_of_steps(kind, mode):
 def test_statistics_of_steps_by_the_kernel(mode, precision, time):
     """As by sums, which a mask of ones takes."""
     dtype, tolerance = precision
-    x = data(B, time, F, scale=2)
+    x = 2 * data(B, time, F)
+    if dtype != "float32":  # too far from 0 for sums in half precision
+        x = 20 * data(300, time, F) + 50
     found = []
-    for mask in (None, tf.ones((B, time), "bool")):
+    for mask in (None, tf.ones(x.shape[:2], "bool")):
         layer = STEPS(T, dtype=dtype)
         layer.build((None, None, F))
         layer.gamma.assign(data(F))
@@ -374,29 +376,6 @@ def test_frozen_keeps_its_statistics():
     np.testing.assert_array_equal(layer(x, training=True), layer(x))
     for a, b in zip(before, layer.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize(
-    "dtype", ["mixed_float16", "mixed_bfloat16", "float16"]
-)
-def test_half_precision(dtype):
-    layer = normalization(dtype=dtype)
-    x = 100 * data(1000, 5, N).astype("float32") + 100
-    x = keras.ops.cast(x, layer.compute_dtype)
-    wide = np.array(keras.ops.cast(x, "float64"))
-    oracle = StepStatistics(7, 0.8, 1e-3)
-    gamma, beta = (data(N, phase=phase) for phase in (1, 2))
-    for expected, training in (
-        (oracle.train(wide, None), True),
-        (oracle.evaluate(wide), False),
-    ):
-        y = layer(x, training=training)
-        assert y.dtype == layer.compute_dtype
-        y = np.array(keras.ops.cast(y, "float64"))
-        expected = gamma * expected + beta
-        np.testing.assert_allclose(y, expected, rtol=0, atol=3e-2)
-    kept = [w.dtype for w in layer.non_trainable_weights]
-    assert kept == ["float32"] * 3
 
 
 def test_time_step_batch_normalization_as_a_layer(tmp_path):

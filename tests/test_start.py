@@ -10,7 +10,6 @@ from cases import every_pair
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell, TimeConstants, UnitGain
-from pairs import reloaded
 
 
 def uniform():
@@ -146,13 +145,6 @@ def test_the_gain_is_that_of_the_weights_that_the_cell_draws():
         np.testing.assert_allclose(kernel[0], taken_off(u, 1000), rtol=1e-5)
 
 
-def test_the_start_of_the_paper():
-    kernel, u, _ = weights(IndRNN(1000, **uniform()), None, 10, 1000)
-    assert 0 <= u.min() < 0.02 and 0.98 < u.max() <= 1
-    limit = np.sqrt(6 / 2000)
-    assert 0.99 * limit < np.abs(kernel).max() <= limit
-
-
 def responses(x, start, depth=6, units=128):
     """The root mean square of each layer's last output over that of x."""
     unit, result = np.sqrt(np.mean(x**2)), []
@@ -192,21 +184,6 @@ def test_a_stack_neither_explodes_nor_dies_out(time_steps, kind, exponent):
         assert responses(x, uniform)[-1] > 1000
 
 
-def test_no_positive_neuron_amplifies_a_constant():
-    keras.utils.set_random_seed(6)
-    layer = IndRNN(
-        500,
-        kernel_initializer=UnitGain(exponent=1.0),
-        recurrent_initializer=TimeConstants(longest=300, negative=0.0),
-    )
-    x = np.ones((1, 300, 8), "float32")
-    h, (kernel, u, _) = layer(x)[0].numpy(), layer.get_weights()
-    without = np.maximum(x[0, 0] @ (kernel / taken_off(u, 300, 1.0)), 0)
-    alive = without > 0
-    gain = h[alive] / without[alive]
-    assert 1 - math.exp(-1) - 1e-3 < gain.min() < 0.7 and gain.max() < 1.001
-
-
 def test_both_directions_differ():
     layer = keras.layers.Bidirectional(IndRNN(50))
     layer.build((None, 20, 3))
@@ -231,31 +208,6 @@ def test_initializers_serialize():
         assert type(loaded) is type(initializer)
         assert loaded.get_config() == config
         assert keras.initializers.get(saved).get_config() == config
-
-
-def test_models_with_initializers_load(tmp_path):
-    model = keras.Sequential(
-        [
-            keras.Input((9, 2)),
-            IndRNN(
-                4,
-                kernel_initializer=UnitGain("orthogonal"),
-                recurrent_initializer=TimeConstants(longest=9),
-                return_sequences=True,
-            ),
-            IndRNN(4),
-        ]
-    )
-    loaded = reloaded(model, tmp_path)
-    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    first, second = loaded.layers
-    base = first.kernel_initializer.initializer
-    assert isinstance(base, keras.initializers.Orthogonal)
-    assert first.recurrent_initializer.longest == 9
-    assert type(second.kernel_initializer) is UnitGain
-    assert type(second.recurrent_initializer) is TimeConstants
-    assert second.recurrent_initializer.longest is None
 
 
 BAD = {
