@@ -10,7 +10,8 @@ import sys
 
 from matplotlib import pyplot
 
-import experiment
+import arguments
+import training
 
 
 def read(run, column, over="minutes"):
@@ -24,13 +25,13 @@ def read(run, column, over="minutes"):
             return [int(row["steps"]) for row in rows], values
         return [float(row["seconds"]) / 60 for row in rows], values
     except OSError as error:
-        raise experiment.UserError(str(error)) from error
+        raise arguments.UserError(str(error)) from error
     except KeyError as error:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{path}: expected a column {error}, got {', '.join(rows[0])}"
         ) from error
     except (TypeError, ValueError) as error:
-        raise experiment.UserError(f"{path}: {error}") from error
+        raise arguments.UserError(f"{path}: {error}") from error
 
 
 def main(argv=None):
@@ -41,7 +42,7 @@ def main(argv=None):
     parser.add_argument(
         "runs", nargs="+", metavar="DIR", help="where runs left their results"
     )
-    option = experiment.option
+    option = arguments.option
     option(parser, "--column", "val_loss", "of history.csv", metavar="NAME")
     text = "time, or training steps"
     option(parser, "--over", "minutes", text, choices=("minutes", "steps"))
@@ -50,7 +51,7 @@ def main(argv=None):
         "--top",
         None,
         "the upper end of the axis",
-        type=experiment.positive,
+        type=arguments.positive,
     )
     parser.add_argument("--log", action="store_true", help="logarithmic axis")
     option(
@@ -70,8 +71,8 @@ def main(argv=None):
     axes.set_ylim(top=args.top)
     axes.grid(alpha=0.3)
     axes.legend()
-    experiment.save_figure(figure, args.out)
+    training.save_figure(figure, args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

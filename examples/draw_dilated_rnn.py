@@ -12,7 +12,8 @@ import sys
 
 import matplotlib
 
-import experiment
+import arguments
+import training
 from dilated_rnn import mean_recurrent_length
 
 matplotlib.use("Agg")
@@ -116,9 +117,9 @@ def main(argv=None):
             "--dilations",
             [1, 2, 4, 8],
             "of the layers, bottom layer first",
-            {"type": experiment.count(1), "nargs": "+"},
+            {"type": arguments.count(1), "nargs": "+"},
         ),
-        ("--time-steps", 16, "to draw", {"type": experiment.count(1)}),
+        ("--time-steps", 16, "to draw", {"type": arguments.count(1)}),
         (
             "--out",
             "out/dilated_rnn.png",
@@ -126,11 +127,11 @@ def main(argv=None):
             {"metavar": "FILE"},
         ),
     ):
-        experiment.option(parser, flag, default, text, **options)
+        arguments.option(parser, flag, default, text, **options)
     args = parser.parse_args(argv)
     figure = draw(args.dilations, args.time_steps)
-    experiment.save_figure(figure, args.out)
+    training.save_figure(figure, args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 from matplotlib import pyplot
 
-import experiment
+import arguments
+import training
 from addition_rnn import BASELINE, adding_batch
 from deep_ind_rnn import residual_ind_rnn, stacked_ind_rnn
 from ind_rnn import IndRNN
@@ -94,7 +95,7 @@ def parse(argv):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    option, count = experiment.option, experiment.count
+    option, count = arguments.option, arguments.count
     option(
         parser,
         "--model",
@@ -108,7 +109,7 @@ def parse(argv):
         ("--time-steps", 100, "length of a sequence", count(2)),
         ("--batch-size", 50, "sequences in a batch", count(1)),
         ("--steps", 500, "of training", count(1)),
-        ("--learning-rate", 1e-3, "of Adam", experiment.positive),
+        ("--learning-rate", 1e-3, "of Adam", arguments.positive),
         ("--seed", 1, "of weights and data", count(0)),
     ):
         option(parser, flag, default, text, type=kind)
@@ -152,8 +153,8 @@ def main(argv=None):
         f"(no memory: {BASELINE:.4f})"
     )
     figure = draw(norms, f"{args.model}, {args.layers} layers")
-    experiment.save_figure(figure, args.out)
+    training.save_figure(figure, args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -12,7 +12,8 @@ import sys
 import numpy as np
 from matplotlib import pyplot
 
-import experiment
+import arguments
+import training
 
 F, G = (1.0, 0.5, 0.0, np.inf), (-0.5, 2.0, 0.0, np.inf)  # (m, s, low, high)
 CHUNK, CHUNKS = 4, 3  # fewer than in the library, to be seen
@@ -102,8 +103,8 @@ def main(argv=None):
     ):
         figure = pyplot.figure(figsize=size, layout="constrained")
         draw(figure)
-        experiment.save_figure(figure, args.out / f"{name}.png")
+        training.save_figure(figure, args.out / f"{name}.png")
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

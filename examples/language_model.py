@@ -20,8 +20,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-import experiment
+import arguments
 import penn_treebank
+import training
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 
 VALIDATION_ROWS, CHUNK = 10, 100
@@ -67,17 +68,17 @@ def network(args, symbols, batch_size):
     for layer in recurrent_layers(args, batch_size):
         x = layer(x)
     x = keras.layers.Dense(args.embedding)(x)
-    x = same_mask_dropout(args.last_dropout)(x)
+    x = keras.layers.SpatialDropout1D(args.last_dropout)(x)
     return keras.Model(indices, tied(x, reverse=True))
 
 
 def recurrent_layers(args, batch_size):
     """The layers, or the one network, between embedding and scores."""
-    if args.model in experiment.BASELINES:
-        layer = experiment.BASELINES[args.model]
+    if args.model in arguments.BASELINES:
+        layer = arguments.BASELINES[args.model]
         layers = []
         for _ in range(args.layers):
-            layers.append(same_mask_dropout(args.dropout))
+            layers.append(keras.layers.SpatialDropout1D(args.dropout))
             layers.append(
                 layer(args.units, return_sequences=True, stateful=True)
             )
@@ -88,7 +89,7 @@ def recurrent_layers(args, batch_size):
         "stateful": True,
         "batch_size": batch_size,
         "dropout": args.dropout,
-        **experiment.normalization(args),
+        **arguments.normalization(args),
         "recurrent_max_abs": args.recurrent_max_abs,
         # Of either sign: a neuron may also tell a symbol from the one before.
         "recurrent_initializer": keras.initializers.RandomUniform(
@@ -110,11 +111,6 @@ def recurrent_layers(args, batch_size):
             **options,
         )
     ]
-
-
-def same_mask_dropout(rate):
-    """Dropout with one mask for all steps of a segment."""
-    return keras.layers.Dropout(rate, noise_shape=(None, 1, None))
 
 
 # Keras has one of its own, ReversibleEmbedding, from 3.14 on.
@@ -236,7 +232,7 @@ def evaluate(model, text, chunk=CHUNK):
 
     reset_states(model)
     results = model.evaluate(
-        experiment.batches(batch, steps, free=[1]), verbose=0, return_dict=True
+        training.batches(batch, steps, free=[1]), verbose=0, return_dict=True
     )
     return results["nats"] / (len(rows) * length)
 
@@ -397,8 +393,9 @@ def sample(args, model, symbols, count):
 
 def parse(argv):
     models = ("stacked", "residual", "dense")
-    parser = experiment.parser(__doc__, "language_model", models)
-    count, positive = experiment.count, experiment.positive
+    parser = arguments.parser(__doc__, "language_model", models)
+    count, positive = arguments.count, arguments.positive
+    rate = arguments.rate
     parser.add_argument("--level", choices=DEFAULTS, required=True)
     parser.add_argument(
         "--data", metavar="DIR", required=True, help="of ptb.train.txt, ..."
@@ -418,9 +415,9 @@ def parse(argv):
         ("--sample", 0, "symbols to make up and print at the end", count(0)),
         ("--temperature", 1.0, "of --sample", positive),
     ):  # fmt: skip
-        experiment.option(parser, flag, default, text, type=kind)
-    experiment.add_deep(parser, growth=32, block_sizes=[3, 3, 3])
-    experiment.option(
+        arguments.option(parser, flag, default, text, type=kind)
+    arguments.add_deep(parser, growth=32, block_sizes=[3, 3, 3])
+    arguments.option(
         parser,
         "--schedule",
         "plateau",
@@ -445,9 +442,9 @@ def parse(argv):
         ("embedding", "size of the vectors of symbols", count(1)),
         ("batch_size", "rows that the text is read in", count(1)),
         ("learning_rate", "of Adam, after 200 steps of warm-up", positive),
-        ("dropout", "rate between layers, one mask for all steps", float),
-        ("embedding_dropout", "rate of whole symbols", float),
-        ("last_dropout", "rate before the scores", float),
+        ("dropout", "rate between layers, one mask for all steps", rate),
+        ("embedding_dropout", "rate of whole symbols", rate),
+        ("last_dropout", "rate before the scores", rate),
     ):
         defaults = (f"{level}: {DEFAULTS[level][name]}" for level in DEFAULTS)
         parser.add_argument(
@@ -456,13 +453,11 @@ def parse(argv):
             metavar="N",
             help=f"{text} (default: {', '.join(defaults)})",
         )
-    experiment.add_evaluate(parser)
+    arguments.add_evaluate(parser)
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.level].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-        if "dropout" in name:
-            experiment.check_rates(parser, args, name)
     return args
 
 
@@ -492,14 +487,14 @@ def report(args, model, symbols, texts):
 def main(argv=None):
     args = parse(argv)
     if args.evaluate:
-        model, args = experiment.trained(args, AFTERWARDS)
+        model, args = training.trained(args, AFTERWARDS)
     symbols, texts = penn_treebank.load_text(args.data, args.level)
     if args.evaluate:
         print(json.dumps(report(args, model, symbols, texts)))
         return
     rows = penn_treebank.in_rows(texts["train"], args.batch_size)
     if rows.shape[1] < 2 or len(texts["valid"]) < 2 * VALIDATION_ROWS:
-        raise experiment.UserError(
+        raise arguments.UserError(
             "--data: expected two symbols for each row of a batch, got "
             f"{rows.shape[1]} for --batch-size {args.batch_size}, and "
             f"{len(texts['valid'])} to validate with"
@@ -519,7 +514,7 @@ def main(argv=None):
         spent = history[-1]["seconds"] if history else 0
         return bool(args.minutes) and spent >= 60 * args.minutes
 
-    model, history = experiment.train(
+    model, history = training.train(
         args,
         lambda: build_model(args, len(symbols)),
         batch,
@@ -530,10 +525,10 @@ def main(argv=None):
         free=[1],  # time
         afterwards=AFTERWARDS,
     )
-    model, _ = experiment.load_network(args.out)
+    model, _ = training.load_network(args.out)
     metrics = report(args, model, symbols, texts)
-    experiment.finish(args, history, metrics, curves=("loss", "val_loss"))
+    training.finish(args, history, metrics, curves=("loss", "val_loss"))
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

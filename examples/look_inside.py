@@ -20,8 +20,9 @@ import keras
 import numpy as np
 from matplotlib import pyplot
 
+import arguments
 import deep_ind_rnn  # noqa: F401, of which a model may have layers
-import experiment
+import training
 from addition_rnn import adding_batch
 from dilated_rnn import DilatedRNN
 from ind_rnn_cell import IndRNNCell
@@ -99,7 +100,7 @@ def read_sequence(what, index, shape):
     """A sequence for a model whose input has a given shape, without batch.
 
     Raises:
-        experiment.UserError: If it cannot be had, or has another shape.
+        arguments.UserError: If it cannot be had, or has another shape.
     """
     length = shape[0]
     if what == "adding":
@@ -108,7 +109,7 @@ def read_sequence(what, index, shape):
     elif what.endswith(".npz"):
         digits = load_mnist(what)[1][0]
         if index >= len(digits):
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"--index must be below {len(digits)}, the number of test "
                 f"digits, got {index}"
             )
@@ -120,11 +121,11 @@ def read_sequence(what, index, shape):
             with open(what, "rb") as file:
                 x = np.lib.format.read_array(file, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise experiment.UserError(f"--sequence {what}: {error}") from error
+            raise arguments.UserError(f"--sequence {what}: {error}") from error
     if len(x.shape) != len(shape) or any(
         n not in (None, found) for n, found in zip(shape, x.shape, strict=True)
     ):
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"--sequence {what}: the model needs one of shape {shape}, "
             f"got {x.shape}"
         )
@@ -223,7 +224,7 @@ def main(argv=None):
         metavar="MODEL",
         help="a .keras file, or a directory where an example left one",
     )
-    option = experiment.option
+    option = arguments.option
     option(
         parser,
         "--sequence",
@@ -234,7 +235,7 @@ def main(argv=None):
         metavar="WHAT",
     )
     text = "of the test digit, or of the random adding sequence"
-    option(parser, "--index", 0, text, type=experiment.count(0))
+    option(parser, "--index", 0, text, type=arguments.count(0))
     option(
         parser,
         "--out",
@@ -243,10 +244,10 @@ def main(argv=None):
         metavar="FILE",
     )
     args = parser.parse_args(argv)
-    model, _ = experiment.load_network(args.model)
+    model, _ = training.load_network(args.model)
     layers = recurrent_layers(model)
     if not layers:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{args.model}: expected a network with IndRNN layers, got one of "
             + ", ".join(
                 sorted({type(layer).__name__ for layer in model.layers})
@@ -259,7 +260,7 @@ def main(argv=None):
     x = states = None
     if args.sequence is not None:
         if isinstance(model.input_shape, (list, dict)):
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"--sequence needs a model of one input, got {args.model} of "
                 f"{len(model.input_shape)}"
             )
@@ -267,8 +268,8 @@ def main(argv=None):
         states = responses(model, layers, x)
     for line in summary(layers, weights):
         print(line)
-    experiment.save_figure(draw(layers, weights, states, x), args.out)
+    training.save_figure(draw(layers, weights, states, x), args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -26,8 +26,9 @@ import keras
 import numpy as np
 from keras import ops
 
-import experiment
+import arguments
 import penn_treebank
+import training
 from ind_rnn import IndRNN
 from indy import IndyGRU, IndyLSTM
 
@@ -49,7 +50,7 @@ def build_model(args, symbols, batch_size=None, steps=1):
             layer = LAYERS[args.model](args.units, **options)
             x = layer(x, reset=ops.equal(indices, END))
         else:
-            x = experiment.BASELINES[args.model](args.units, **options)(x)
+            x = arguments.BASELINES[args.model](args.units, **options)(x)
     model = keras.Model(indices, keras.layers.Dense(symbols)(x))
     rate = keras.optimizers.schedules.CosineDecay(args.learning_rate, steps)
     model.compile(
@@ -206,7 +207,7 @@ def padding(batches):
 
 def evaluate(model, batches):
     """The bits per character of all symbols of some batches."""
-    data = experiment.batches(
+    data = training.batches(
         batches.__getitem__, len(batches), free_axes(model.input.shape[0])
     )
     return model.evaluate(data, verbose=0, return_dict=True)["bpc"]
@@ -230,13 +231,13 @@ class Validation(keras.callbacks.Callback):
 
 
 def parse(argv):
-    parser = experiment.parser(__doc__, "packed_sequences", LAYERS)
+    parser = arguments.parser(__doc__, "packed_sequences", LAYERS)
     parser.add_argument(
         "--data", metavar="DIR", required=True, help="of ptb.train.txt, ..."
     )
     text = "how sentences come together in a batch"
-    experiment.option(parser, "--batches", "stream", text, choices=BATCHES)
-    count = experiment.count(1)
+    arguments.option(parser, "--batches", "stream", text, choices=BATCHES)
+    count = arguments.count(1)
     for flag, default, text, kind in (
         ("--sentences", 10000, "of the text, to train with", count),
         ("--symbols", 4000, "in a batch, about, without padding", count),
@@ -249,10 +250,10 @@ def parse(argv):
             "--learning-rate",
             4e-3,
             "of Adam, falling to 0 along a cosine",
-            experiment.positive,
+            arguments.positive,
         ),
     ):
-        experiment.option(parser, flag, default, text, type=kind)
+        arguments.option(parser, flag, default, text, type=kind)
     args = parser.parse_args(argv)
     if args.model not in LAYERS and args.batches in ("packed", "stream"):
         parser.error(
@@ -279,7 +280,7 @@ def main(argv=None):
         part: bucketed(args, texts[part], rng) for part in ("valid", "test")
     }
     judge = build_model(args, len(symbols))
-    model, history = experiment.train(
+    model, history = training.train(
         args,
         lambda: build_model(args, len(symbols), rows, args.epochs * steps),
         lambda epoch, step: batches(epoch)[step],
@@ -288,7 +289,7 @@ def main(argv=None):
         best="val_bpc",
         free=free_axes(rows),
     )
-    best, _ = experiment.load_network(args.out)
+    best, _ = training.load_network(args.out)
     metrics = {
         "padding": share,
         "validation_bpc": min(row["val_bpc"] for row in history),
@@ -301,8 +302,8 @@ def main(argv=None):
         reader.set_weights(best.get_weights())
         row = arrays_of([texts["test"]], sum(map(size, texts["test"])))
         metrics["test_bpc_of_a_stream"] = evaluate(reader, cut(row, 1000))
-    experiment.finish(args, history, metrics, curves=("bpc", "val_bpc"))
+    training.finish(args, history, metrics, curves=("bpc", "val_bpc"))
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-import experiment
+import arguments
 
 END = "\n"  # of a sentence: a symbol of its own at both levels
 
@@ -21,7 +21,7 @@ def load_text(directory, level):
     """The symbols, and {"train", "valid", "test": their indices, int32 (n,)}.
 
     Raises:
-        experiment.UserError: If a file cannot be read, is empty, or has
+        arguments.UserError: If a file cannot be read, is empty, or has
             symbols that the training text has not.
     """
     texts = {}
@@ -30,12 +30,12 @@ def load_text(directory, level):
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise experiment.UserError(f"--data: {path}: {error}") from error
+            raise arguments.UserError(f"--data: {path}: {error}") from error
         texts[part] = [
             symbol for line in lines for symbol in symbols_of(line, level)
         ]
         if len(texts[part]) < 2:
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"--data: {path}: expected words, got none"
             )
     symbols = sorted(set(texts["train"]))
@@ -43,7 +43,7 @@ def load_text(directory, level):
     for part, text in texts.items():
         unknown = sorted(set(text) - set(symbols))
         if unknown:
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"--data: ptb.{part}.txt: expected symbols of ptb.train.txt, "
                 f"got {', '.join(map(repr, unknown[:5]))}"
             )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-import experiment
+import arguments
 
 
 class Sequence(NamedTuple):
@@ -82,26 +82,26 @@ def load_msr(path):
     """The list of the Sequences that files_used.txt in the zip names.
 
     Raises:
-        experiment.UserError: If the file is not of the form described above.
+        arguments.UserError: If the file is not of the form described above.
     """
     try:
         with zipfile.ZipFile(path) as file:
             names = _text(file, path, "files_used.txt").split()
             if not names:
-                raise experiment.UserError(
+                raise arguments.UserError(
                     f"{path}: expected names of sequences in files_used.txt, "
                     "got none"
                 )
             return [_msr_sequence(file, path, name) for name in names]
     except (OSError, zipfile.BadZipFile) as error:
-        raise experiment.UserError(f"--data {path}: {error}") from error
+        raise arguments.UserError(f"--data {path}: {error}") from error
 
 
 def _text(file, path, name):
     try:
         return file.read(name).decode()
     except KeyError as error:
-        raise experiment.UserError(f"{path}: {name} is missing") from error
+        raise arguments.UserError(f"{path}: {name} is missing") from error
     except (
         zipfile.BadZipFile,
         EOFError,
@@ -109,13 +109,13 @@ def _text(file, path, name):
         ValueError,
         zlib.error,
     ) as error:
-        raise experiment.UserError(f"{path}: {name}: {error}") from error
+        raise arguments.UserError(f"{path}: {name}: {error}") from error
 
 
 def _msr_sequence(file, path, name):
     match = MSR_NAME.fullmatch(name)
     if not match:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{path}: files_used.txt: expected names aAA_sSS_eEE, got {name}"
         )
     action, subject, _ = map(int, match.groups())
@@ -124,7 +124,7 @@ def _msr_sequence(file, path, name):
     lines = _text(file, path, member).rstrip().splitlines()
     joints = _numbers(lines, 4, f"{path}: {member}")
     if not lines or len(lines) % MSR_JOINTS:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{path}: {member}: expected {MSR_JOINTS} lines for each frame, "
             f"got {len(lines)} lines"
         )
@@ -136,14 +136,14 @@ def _msr_sequence(file, path, name):
 def _check_action(action, dataset, source):
     classes = len(dataset.actions)
     if not 1 <= action <= classes:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{source}: expected an action of 1 to {classes}, got {action}"
         )
 
 
 def _check_seen(joints, source):
     if not joints.any():
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{source}: expected a skeleton in some frame, got none"
         )
 
@@ -156,7 +156,7 @@ def _numbers(lines, width, source, first=1):
     for number, line in enumerate(lines, first):  # Which of them is it?
         row = _finite(line.split())
         if row is None or row.shape != (width,):
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"{source}: expected {width} finite numbers in line {number}, "
                 f"got {line.strip()[:60]!r}"
             )
@@ -180,18 +180,18 @@ def load_ntu(path, missing=None):
         missing: A text file with names of sequences to leave out.
 
     Raises:
-        experiment.UserError: If a file is not of the published form.
+        arguments.UserError: If a file is not of the published form.
     """
     left_out = set() if missing is None else _missing_names(missing)
     try:
         if not pathlib.Path(path).is_dir():
-            raise experiment.UserError(f"--data {path}: expected a folder")
+            raise arguments.UserError(f"--data {path}: expected a folder")
         files = sorted(pathlib.Path(path).glob("*.skeleton"))
         files = [file for file in files if file.stem not in left_out]
     except OSError as error:
-        raise experiment.UserError(f"--data {path}: {error}") from error
+        raise arguments.UserError(f"--data {path}: {error}") from error
     if not files:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"--data {path}: expected .skeleton files, got none"
         )
     return [_ntu_sequence(file) for file in files]
@@ -201,10 +201,10 @@ def _missing_names(path):
     try:
         text = pathlib.Path(path).read_text()
     except (OSError, ValueError) as error:
-        raise experiment.UserError(f"--missing {path}: {error}") from error
+        raise arguments.UserError(f"--missing {path}: {error}") from error
     names = {match[0] for match in NTU_NAME.finditer(text)}
     if not names:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"--missing {path}: expected names SsssCcccPpppRrrrAaaa, got none"
         )
     return names
@@ -213,7 +213,7 @@ def _missing_names(path):
 def _ntu_sequence(file):
     match = NTU_NAME.fullmatch(file.stem)
     if not match:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{file}: expected a name SsssCcccPpppRrrrAaaa.skeleton"
         )
     _, camera, subject, _, action = map(int, match.groups())
@@ -230,19 +230,19 @@ def read_skeleton(path):
     longest way, the longest first.
 
     Raises:
-        experiment.UserError: If the file is not of the published form.
+        arguments.UserError: If the file is not of the published form.
     """
     try:
         lines = pathlib.Path(path).read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise experiment.UserError(f"{path}: {error}") from error
+        raise arguments.UserError(f"{path}: {error}") from error
     position = 0
 
     def take(count, width):
         nonlocal position
         start, position = position, position + count
         if position > len(lines):
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"{path}: expected {position} lines or more, got {len(lines)}"
             )
         return _numbers(lines[start:position], width, path, start + 1)
@@ -250,7 +250,7 @@ def read_skeleton(path):
     def number():
         value = take(1, 1).item()
         if value < 0 or value % 1:
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"{path}: expected a count in line {position}, got {value}"
             )
         return int(value)
@@ -264,7 +264,7 @@ def read_skeleton(path):
             body = lines[position - 1].split()[0]
             joints = number()
             if joints != NTU_JOINTS:
-                raise experiment.UserError(
+                raise arguments.UserError(
                     f"{path}: expected {NTU_JOINTS} joints in line {position}, "
                     f"got {joints}"
                 )
@@ -273,7 +273,7 @@ def read_skeleton(path):
             )
             where[frame] = take(NTU_JOINTS, 12)[:, :3]
     if "".join(lines[position:]).strip():
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{path}: expected {position} lines, got {len(lines)}"
         )
     kept = sorted(bodies.values(), key=way, reverse=True)[:NTU_PERSONS]

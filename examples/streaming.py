@@ -32,10 +32,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-import experiment
+import arguments
 import sequential_mnist
+import training
 from deep_ind_rnn import stacked_ind_rnn
-from ind_rnn_normalization import LastStep, RMSNormalization
 
 try:
     from ai_edge_litert.interpreter import Interpreter
@@ -44,7 +44,7 @@ except ImportError:
 
 FORMATS = ("float32", "dynamic", "int8", "int16")
 PIXELS = sequential_mnist.TIME_STEPS
-# Layers that do the same with each time step, alone.
+# Layers that treat each time step alone, and all alike.
 PER_STEP = (
     keras.layers.Activation,
     keras.layers.Add,
@@ -54,14 +54,14 @@ PER_STEP = (
     keras.layers.LeakyReLU,
     keras.layers.ReLU,
     keras.layers.Rescaling,
-    RMSNormalization,
+    # Older versions of Keras do not have it.
+    getattr(keras.layers, "RMSNormalization", keras.layers.LayerNormalization),
 )
-# Layers that do nothing: in inference, or with one step.
+# Layers that do nothing in inference.
 NO_CHANGE = (
     keras.layers.Dropout,
     keras.layers.GaussianNoise,
     keras.layers.SpatialDropout1D,
-    LastStep,
 )
 # f(a * x) = a * f(x) for a > 0.
 HOMOGENEOUS = (keras.activations.relu, keras.activations.linear)
@@ -179,7 +179,7 @@ def step_model(model, units=None):
             steps[layer][1].append(name)
 
     def call(layer, x, *args, **kwargs):
-        if isinstance(layer, NO_CHANGE):
+        if isinstance(layer, NO_CHANGE) or is_last_step(layer, args):
             return x
         if isinstance(layer, keras.layers.BatchNormalization):
             return Normalization(layer)(x)
@@ -204,6 +204,18 @@ def step_model(model, units=None):
     ).outputs[0]
     states = {name: ops.zeros(h.shape, h.dtype) for name, h in before.items()}
     return keras.Model({"x": x, **before}, {"y": y, **after}), states
+
+
+def is_last_step(operation, args):
+    """Whether this is `x[:, -1]` in a functional model."""
+    if type(operation).__name__ != "GetItem":
+        return False
+    if list(args[0]) != [slice(None), -1]:
+        raise ValueError(
+            "`model` has a slice that cannot be called step by step: expected "
+            f"[:, -1], got {args[0]}"
+        )
+    return True
 
 
 def check(layer):
@@ -388,7 +400,7 @@ def build_model(args, steps):
         for index in range(args.layers):
             last = index == args.layers - 1
             layers += [
-                experiment.BASELINES[args.model](
+                arguments.BASELINES[args.model](
                     args.units, return_sequences=not last
                 ),
                 keras.layers.Dropout(args.dropout),
@@ -396,12 +408,12 @@ def build_model(args, steps):
         model = keras.Sequential([*layers, keras.layers.Dense(10)])
     model.compile(
         keras.optimizers.Adam(
-            experiment.cosine(args.learning_rate, steps, min(500, steps // 2)),
+            training.cosine(args.learning_rate, steps, min(500, steps // 2)),
             global_clipnorm=1.0,
         ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile=experiment.jit_compile(args),
+        jit_compile=training.jit_compile(args),
     )
     return model
 
@@ -432,8 +444,8 @@ def compare(args, model, examples, test):
 
 
 def parse(argv):
-    parser = experiment.parser(__doc__, "streaming")
-    count = experiment.count(1)
+    parser = arguments.parser(__doc__, "streaming")
+    count = arguments.count(1)
     for flag, default, text, kind in (
         ("--time-steps", 28, "of a digit; a divisor of its 784 pixels", count),
         ("--layers", 2, "of the network", count),
@@ -444,13 +456,13 @@ def parse(argv):
             "--learning-rate",
             5e-3,
             "of Adam, along a cosine",
-            experiment.positive,
+            arguments.positive,
         ),
-        ("--dropout", 0.0, "after each layer", float),
+        ("--dropout", 0.0, "after each layer", arguments.rate),
         ("--digits", 10000, "of the test set", count),
         ("--examples", 100, "digits that give ranges", count),
     ):
-        experiment.option(parser, flag, default, text, type=kind)
+        arguments.option(parser, flag, default, text, type=kind)
     sequential_mnist.add_data(parser)
     args = parser.parse_args(argv)
     if PIXELS % args.time_steps:
@@ -458,7 +470,6 @@ def parse(argv):
             "argument --time-steps: must be a divisor of 784, got "
             f"{args.time_steps}"
         )
-    experiment.check_rates(parser, args, "dropout")
     return args
 
 
@@ -466,13 +477,13 @@ def main(argv=None):
     args = parse(argv)
     (x, y, sequences), held_out, test = digits(args)
     steps = max(1, len(x) // args.batch_size)
-    rows = experiment.shuffled(len(x), args.batch_size, args.seed)
+    rows = training.shuffled(len(x), args.batch_size, args.seed)
 
     def batch(epoch, step):
         chosen = rows(epoch, step)
         return sequences(x[chosen]), y[chosen]
 
-    model, history = experiment.train(
+    model, history = training.train(
         args,
         lambda: build_model(args, args.epochs * steps),
         batch,
@@ -481,8 +492,8 @@ def main(argv=None):
         validation_batch_size=200,
     )
     metrics = compare(args, model, sequences(x[: args.examples]), test)
-    experiment.finish(args, history, metrics, ("accuracy", "val_accuracy"))
+    training.finish(args, history, metrics, ("accuracy", "val_accuracy"))
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

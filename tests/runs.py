@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import experiment
+import arguments
 
 
 def run(example, argv, capsys):
     """Exit code and what was printed on stderr."""
-    code = experiment.run(example.main, [str(word) for word in argv])
+    code = arguments.run(example.main, [str(word) for word in argv])
     return code, capsys.readouterr().err
 
 

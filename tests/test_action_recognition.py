@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import action_recognition as example
-import experiment
 import skeletons
 from runs import history, run
 from skeletons import MSR, NTU

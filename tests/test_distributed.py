@@ -54,7 +54,7 @@ import tensorflow as tf
 
 import addition_rnn
 import distributed_training
-import experiment
+import arguments
 
 path, dies, *argv = sys.argv[1:]
 models, saved = [], []
@@ -74,7 +74,7 @@ def save_once(manager):
 
 addition_rnn.build_model = build_and_keep
 tf.train.CheckpointManager.save = save_once
-code = experiment.run(distributed_training.main, argv)
+code = arguments.run(distributed_training.main, argv)
 if code is None:
     np.savez(path, *models[0].get_weights())
 sys.exit(code)

@@ -12,7 +12,8 @@ import copy_memory
 import draw_curves
 import draw_dilated_rnn
 import draw_gradients
-import experiment
+import arguments
+import training
 import sequential_mnist
 from ind_rnn import IndRNN
 from runs import history, run
@@ -44,7 +45,7 @@ def test_batches(free, lengths):
         x = np.full((2, lengths[step]), step, "int32")
         return x, x[:, :1] + 0.5
 
-    found = experiment.batches(batch, 3, free)
+    found = training.batches(batch, 3, free)
     assert len(found) == 3
     # A thread that tunes would be waited for, for up to a minute.
     assert found.options().autotune.enabled is False

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import experiment
+import training
 import language_model as example
 import penn_treebank
 from runs import history, run
@@ -477,7 +477,7 @@ def test_training_carries_states():
         return rows[:, start:stop], rows[:, start + 1 : stop + 1]
 
     model.fit(
-        experiment.batches(batch, 4, free=[1]),
+        training.batches(batch, 4, free=[1]),
         verbose=0,
         shuffle=False,
         callbacks=[

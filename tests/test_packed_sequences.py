@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-import experiment
+import training
 import packed_sequences as example
 from cases import each_value
 from packed_sequences import BATCHES, END, LAYERS, PADDING
@@ -192,7 +192,7 @@ def test_a_killed_run_resumes_to_the_same_end(name, ptb, tmp_path, monkeypatch):
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
     example.main([*argv, whole])
 
-    write = experiment.write_history
+    write = training.write_history
 
     def stop_ahead_of_the_checkpoint(out, rows):
         write(out, rows)

@@ -200,9 +200,10 @@ import sys
 
 sys.path[:0] = sys.argv[1:3]
 import addition_rnn
-import experiment
+import arguments
+import training
 
-write = experiment.write_history
+write = training.write_history
 
 
 def fill(out, history):
@@ -212,8 +213,8 @@ def fill(out, history):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 
 
-experiment.write_history = fill
-sys.exit(experiment.run(addition_rnn.main, sys.argv[3:]))
+training.write_history = fill
+sys.exit(arguments.run(addition_rnn.main, sys.argv[3:]))
 """
 
 

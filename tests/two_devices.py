@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import distributed_training
-import experiment
+import training
 from deep_ind_rnn import stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
@@ -56,7 +56,7 @@ def trained(kind, scope, optimizer=keras.optimizers.SGD, **options):
     with scope:
         model = network(kind, **options)
         model.compile(optimizer(0.01), "mse")
-    model.fit(experiment.batches(batch, 4), epochs=2, shuffle=False, verbose=0)
+    model.fit(training.batches(batch, 4), epochs=2, shuffle=False, verbose=0)
     return model
 
 
@@ -94,7 +94,7 @@ def test_statistics_are_those_of_each_replica(mirrored):
         model.compile(keras.optimizers.SGD(0.01), "mse")
     stack = model.layers[0]
     dense = stack.layers[1].get_weights()
-    model.fit(experiment.batches(batch, 1), shuffle=False, verbose=0)
+    model.fit(training.batches(batch, 1), shuffle=False, verbose=0)
     for moving_mean, part in zip(
         replicas(stack.layers[2].moving_mean),
         np.split(batch(0)[0], 2),
