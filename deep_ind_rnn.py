@@ -4,6 +4,7 @@ Each function returns a functional `keras.Model`, and shows its wiring in a few
 lines. Axis letters: B batch, T time, F input features, N units.
 """
 
+import dataclasses
 import math
 import random
 
@@ -16,25 +17,12 @@ from ind_rnn_cell import (
     TimeConstants,
     UnitGain,
     _check_bools,
-    _check_known,
     _integer,
     _number,
 )
 from ind_rnn_normalization import (
     BatchNormalization,
-    Concatenate,
-    Dense,
-    Dropout,
-    LastStep,
-    LayerNormalization,
-    RMSNormalization,
     TimeStepBatchNormalization,
-)
-from ind_rnn_recurrence import (
-    _attach,
-    _attached,
-    _pooled_moments,
-    recurrence,
 )
 
 
@@ -51,7 +39,7 @@ def stacked_ind_rnn(
     long_memory=False,
     dilations=None,
     normalization="batch",
-    place="after",
+    normalize_first=False,
     max_steps=None,
     recurrent_regularizer=None,
     kernel_initializer="he_normal",
@@ -95,9 +83,10 @@ def stacked_ind_rnn(
             4, ... steps that are far apart are few connections apart.
             Default: None, which is 1 for all.
         normalization: "batch"; "layer", over the features of each step; "rms",
-            the same without subtracting the mean; or None. Default: "batch".
-        place: "after" puts the normalization after each recurrence, "before"
-            puts it before. Default: "after".
+            the same without subtracting the mean (both as in Keras); or None.
+            Default: "batch".
+        normalize_first: Whether the normalization comes before each
+            recurrence rather than after it. Default: False.
         max_steps: Keeps separate statistics of batch normalization for each of
             the first `max_steps` time steps (`TimeStepBatchNormalization`).
             Default: None, all steps share their statistics.
@@ -131,27 +120,11 @@ def stacked_ind_rnn(
         >>> stacked_ind_rnn((784, 1), num_layers=2, num_outputs=10).output_shape
         (None, 10)
     """
+    options = locals()
     units = _integer("units", units, minimum=1)
     num_layers = _integer("num_layers", num_layers, minimum=1)
     dilations = _dilations(dilations, num_layers, "`num_layers`")
-    net = _Network(
-        input_shape,
-        activation=activation,
-        recurrent_max_abs=recurrent_max_abs,
-        recurrent_initializer=recurrent_initializer,
-        long_memory=long_memory,
-        normalization=normalization,
-        place=place,
-        max_steps=max_steps,
-        recurrent_regularizer=recurrent_regularizer,
-        kernel_initializer=kernel_initializer,
-        weight_decay=weight_decay,
-        return_sequences=return_sequences,
-        stateful=stateful,
-        batch_size=batch_size,
-        reset=reset,
-        name=name or "stacked_ind_rnn",
-    )
+    net = _Network.of(options, "stacked_ind_rnn")
     x = net.input
     for index, dilation in enumerate(dilations):
         x = net.dense(x, units, dilation)
@@ -173,7 +146,7 @@ def residual_ind_rnn(
     long_memory=False,
     dilations=None,
     normalization="batch",
-    place="after",
+    normalize_first=False,
     max_steps=None,
     recurrent_regularizer=None,
     kernel_initializer="he_normal",
@@ -214,29 +187,13 @@ def residual_ind_rnn(
         >>> residual_ind_rnn((None, 3), return_sequences=True).output_shape
         (None, None, 128)
     """
+    options = locals()
     units = _integer("units", units, minimum=1)
     num_blocks = _integer("num_blocks", num_blocks, minimum=1)
     dilations = _dilations(
         dilations, 2 * num_blocks + 1, "2 * `num_blocks` + 1"
     )
-    net = _Network(
-        input_shape,
-        activation=activation,
-        recurrent_max_abs=recurrent_max_abs,
-        recurrent_initializer=recurrent_initializer,
-        long_memory=long_memory,
-        normalization=normalization,
-        place=place,
-        max_steps=max_steps,
-        recurrent_regularizer=recurrent_regularizer,
-        kernel_initializer=kernel_initializer,
-        weight_decay=weight_decay,
-        return_sequences=return_sequences,
-        stateful=stateful,
-        batch_size=batch_size,
-        reset=reset,
-        name=name or "residual_ind_rnn",
-    )
+    net = _Network.of(options, "residual_ind_rnn")
     x = net.dense(net.input, units, dilations[0])
     for block in range(num_blocks):
         y = x
@@ -266,7 +223,7 @@ def dense_ind_rnn(
     recurrent_initializer=None,
     long_memory=False,
     normalization="batch",
-    place="after",
+    normalize_first=False,
     max_steps=None,
     recurrent_regularizer=None,
     kernel_initializer="he_normal",
@@ -309,6 +266,7 @@ def dense_ind_rnn(
         >>> dense_ind_rnn((784, 1)).output_shape
         (None, 84)
     """
+    options = locals()
     growth_rate = _integer("growth_rate", growth_rate, minimum=1)
     if not isinstance(block_sizes, (list, tuple)) or not block_sizes:
         raise ValueError(
@@ -324,24 +282,7 @@ def dense_ind_rnn(
     )
     if last_dropout is None:
         last_dropout = transition_dropout
-    net = _Network(
-        input_shape,
-        activation=activation,
-        recurrent_max_abs=recurrent_max_abs,
-        recurrent_initializer=recurrent_initializer,
-        long_memory=long_memory,
-        normalization=normalization,
-        place=place,
-        max_steps=max_steps,
-        recurrent_regularizer=recurrent_regularizer,
-        kernel_initializer=kernel_initializer,
-        weight_decay=weight_decay,
-        return_sequences=return_sequences,
-        stateful=stateful,
-        batch_size=batch_size,
-        reset=reset,
-        name=name or "dense_ind_rnn",
-    )
+    net = _Network.of(options, "dense_ind_rnn")
     x = net.recur(net.dense(net.input, 6 * growth_rate))
     x = net.dropout(x, "input_dropout", input_dropout)
     for index, size in enumerate(sizes):
@@ -350,7 +291,7 @@ def dense_ind_rnn(
             y = net.dropout(y, "bottleneck_dropout", bottleneck_dropout)
             y = net.recur(net.dense(y, growth_rate))
             y = net.dropout(y, "dropout", dropout)
-            x = Concatenate()([x, y])
+            x = keras.layers.Concatenate()([x, y])
         last = index == len(sizes) - 1
         x = net.recur(net.dense(x, x.shape[-1] // 2), last=last)
         if last:
@@ -360,99 +301,91 @@ def dense_ind_rnn(
     return net.model(x, num_outputs)
 
 
+@dataclasses.dataclass
 class _Network:
-    """The parts that the networks are wired of, and what they share."""
+    """The options that all networks share, and the parts they are wired of."""
 
-    def __init__(
-        self,
-        input_shape,
-        *,
-        activation,
-        recurrent_max_abs,
-        recurrent_initializer,
-        long_memory,
-        normalization,
-        place,
-        max_steps,
-        recurrent_regularizer,
-        kernel_initializer,
-        weight_decay,
-        return_sequences,
-        stateful,
-        batch_size,
-        reset,
-        name,
-    ):
-        _check_bools(
-            long_memory=long_memory,
-            reset=reset,
-            return_sequences=return_sequences,
-            stateful=stateful,
-        )
-        if not isinstance(input_shape, (list, tuple)) or len(input_shape) != 2:
-            raise ValueError(
-                "`input_shape` must be (time steps, features), got "
-                f"{input_shape!r}"
+    input_shape: tuple
+    activation: object
+    recurrent_max_abs: object
+    recurrent_initializer: object
+    long_memory: bool
+    normalization: str | None
+    normalize_first: bool
+    max_steps: int | None
+    recurrent_regularizer: object
+    kernel_initializer: object
+    weight_decay: float
+    return_sequences: bool
+    stateful: bool
+    batch_size: int | None
+    reset: bool
+    name: str
+
+    @classmethod
+    def of(cls, arguments, default_name):
+        """From the arguments of a function, of which it may have others."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        options = {name: arguments[name] for name in names}
+        return cls(**options | {"name": options["name"] or default_name})
+
+    def __post_init__(self):
+        self._check()
+        self.time_steps, features = self.input_shape
+        if self.recurrent_max_abs == "auto":
+            steps = self.time_steps
+            self.recurrent_max_abs = 2 ** (1 / steps) if steps else 1.0
+        elif self.recurrent_max_abs is not None:
+            self.recurrent_max_abs = _number(
+                "recurrent_max_abs", self.recurrent_max_abs
             )
-        time_steps, features = input_shape
-        if time_steps is not None:
-            time_steps = _integer("input_shape[0]", time_steps, minimum=1)
-        features = _integer("input_shape[1]", features, minimum=1)
-        if normalization not in ("batch", "layer", "rms", None):
+        self.input = keras.Input((self.time_steps, features), self.batch_size)
+        self.inputs, self.reset_input = self.input, None
+        if self.reset:
+            self.reset_input = keras.Input(
+                (self.time_steps,), self.batch_size, dtype="bool", name="reset"
+            )
+            self.inputs = [self.input, self.reset_input]
+        self.has_time_constants = (
+            self.normalization is None and self.recurrent_initializer is None
+        )
+        # One seed: feature n has the same memory in every layer, also where
+        # several layers feed one recurrence, as in residual blocks.
+        self.seed = random.randrange(2**31)
+
+    def _check(self):
+        _check_bools(
+            long_memory=self.long_memory,
+            normalize_first=self.normalize_first,
+            reset=self.reset,
+            return_sequences=self.return_sequences,
+            stateful=self.stateful,
+        )
+        shape = self.input_shape
+        if not isinstance(shape, (list, tuple)) or len(shape) != 2:
+            raise ValueError(
+                f"`input_shape` must be (time steps, features), got {shape!r}"
+            )
+        if shape[0] is not None:
+            _integer("input_shape[0]", shape[0], minimum=1)
+        _integer("input_shape[1]", shape[1], minimum=1)
+        if self.normalization not in ("batch", "layer", "rms", None):
             raise ValueError(
                 '`normalization` must be "batch", "layer", "rms" or None, got '
-                f"{normalization!r}"
+                f"{self.normalization!r}"
             )
-        if place not in ("after", "before"):
+        if self.normalization is None and self.normalize_first:
             raise ValueError(
-                f'`place` must be "after" or "before", got {place!r}'
+                "`normalize_first` must be False without normalization, got "
+                "True with `normalization=None`"
             )
-        if normalization is None and place != "after":
-            raise ValueError(
-                "`place` must be as it is by default without normalization, "
-                f"got {place!r} with `normalization=None`"
-            )
-        if max_steps is not None and normalization != "batch":
+        if self.max_steps is not None and self.normalization != "batch":
             raise ValueError(
                 "`max_steps` must be None without batch normalization, got "
-                f"{max_steps!r} with `normalization={normalization!r}`"
+                f"{self.max_steps!r} with "
+                f"`normalization={self.normalization!r}`"
             )
-        if recurrent_max_abs == "auto":
-            recurrent_max_abs = 2 ** (1 / time_steps) if time_steps else 1.0
-        if recurrent_max_abs is not None:
-            recurrent_max_abs = _number("recurrent_max_abs", recurrent_max_abs)
-        _check_known(
-            keras.initializers.get,
-            kernel_initializer=kernel_initializer,
-            recurrent_initializer=recurrent_initializer,
-        )
-        self.name = name
-        self.activation = activation
-        self.recurrent_max_abs = recurrent_max_abs
-        self.recurrent_initializer = recurrent_initializer
-        self.long_memory = long_memory
-        self.normalization = normalization
-        self.place = normalization and place
-        self.max_steps = max_steps
-        self.recurrent_regularizer = recurrent_regularizer
-        self.kernel_initializer = kernel_initializer
-        self.weight_decay = _number("weight_decay", weight_decay)
-        self.return_sequences = return_sequences
-        self.stateful = stateful
-        self.input = keras.Input((time_steps, features), batch_size=batch_size)
-        self.reset = None
-        if reset:
-            self.reset = keras.Input(
-                (time_steps,), batch_size, dtype="bool", name="reset"
-            )
-        self.time_steps = time_steps
-        self.has_time_constants = (
-            normalization is None and recurrent_initializer is None
-        )
-        if self.has_time_constants:
-            # One seed: feature n has the same memory in every layer, also
-            # where several layers feed one recurrence, as in residual blocks.
-            self.seed = random.randrange(2**31)
+        self.weight_decay = _number("weight_decay", self.weight_decay)
 
     def steps(self, dilation):
         """The steps of a layer that takes every `dilation`-th one, or None."""
@@ -469,13 +402,13 @@ class _Network:
                 initializer or "glorot_uniform",  # None: as Keras does
                 self.time_constants(dilation),
                 self.steps(dilation),
-                exponent=1.0,  # So deep, what is left would multiply.
+                exponent=1.0,  # The remaining gain compounds over layers.
             )
         return self._dense(x, units, initializer)
 
     def _dense(self, x, units, initializer):
         decay = self.weight_decay
-        return Dense(
+        return keras.layers.Dense(
             units,
             kernel_initializer=_clone(initializer),
             kernel_regularizer=keras.regularizers.L2(decay / 2)
@@ -484,51 +417,52 @@ class _Network:
         )(x)
 
     def recur(self, x, last=False, dilation=1):
-        if self.place == "before":
+        if self.normalize_first:
             x = self.normalize(x)
         max_abs = self.recurrent_max_abs
         if max_abs is not None:
             max_abs **= dilation  # Over T / d steps, as much growth.
-        bound = 1.0 if max_abs is None else max_abs
-        uniform = keras.initializers.RandomUniform
-        if last and self.long_memory and bound > 0:
-            initializer = uniform(min(1 / bound, bound), bound)
-        elif self.has_time_constants:
-            initializer = self.time_constants(dilation)
-        elif self.recurrent_initializer is None:
-            # A quarter is negative: see benchmarks/drop_in.py
-            initializer = uniform(-bound / 3, bound)
-        else:
-            initializer = _clone(self.recurrent_initializer)
         layer = IndRNN(
             x.shape[-1],
             activation=self.activation,
             use_kernel=False,
             use_bias=False,
-            recurrent_initializer=initializer,
+            recurrent_initializer=self.recurrent_start(max_abs, last, dilation),
             recurrent_regularizer=self.recurrent_regularizer,
             recurrent_max_abs=max_abs,
             return_sequences=True,
             stateful=self.stateful and dilation == 1,  # else DilatedRNN's
-            with_moments=self.normalization == "batch"
-            and self.place == "after"
-            and self.max_steps is None,
         )
         if dilation > 1:
-            layer = DilatedIndRNN(
+            layer = DilatedRNN(
                 [layer],
                 [dilation],
                 return_sequences=True,
                 stateful=self.stateful,
             )
-        x = layer(x, reset=self.reset)
-        return self.normalize(x) if self.place == "after" else x
+        x = layer(x, reset=self.reset_input)
+        return x if self.normalize_first else self.normalize(x)
+
+    def recurrent_start(self, max_abs, last, dilation):
+        """The initializer of the recurrent weights of a layer."""
+        bound = 1.0 if max_abs is None else max_abs
+        uniform = keras.initializers.RandomUniform
+        if last and self.long_memory and bound > 0:
+            return uniform(min(1 / bound, bound), bound)
+        if self.has_time_constants:
+            return self.time_constants(dilation)
+        if self.recurrent_initializer is None:
+            # A quarter is negative: see benchmarks/drop_in.py
+            return uniform(-bound / 3, bound)
+        return _clone(self.recurrent_initializer)
 
     def normalize(self, x):
+        if self.normalization is None:
+            return x
         if self.normalization == "layer":
-            return LayerNormalization(epsilon=1e-5)(x)
+            return keras.layers.LayerNormalization(epsilon=1e-5)(x)
         if self.normalization == "rms":
-            return RMSNormalization(epsilon=1e-5)(x)
+            return _rms_normalization(epsilon=1e-5)(x)
         options = {"momentum": 0.9, "epsilon": 1e-5}
         if self.max_steps is None:
             return BatchNormalization(**options)(x)
@@ -536,90 +470,21 @@ class _Network:
 
     def dropout(self, x, name, rate):
         rate = _number(name, rate, below=1)
-        return Dropout(rate)(x) if rate else x
+        return keras.layers.SpatialDropout1D(rate)(x) if rate else x
 
     def model(self, x, num_outputs):
         if not self.return_sequences:
-            x = LastStep()(x)
+            x = x[:, -1]
         if num_outputs is not None:
             num_outputs = _integer("num_outputs", num_outputs, minimum=1)
             x = self._dense(x, num_outputs, self.kernel_initializer)
-        inputs = self.input
-        if self.reset is not None:
-            inputs = [self.input, self.reset]
-        return keras.Model(inputs, x, name=self.name)
+        return keras.Model(self.inputs, x, name=self.name)
 
 
-@keras.saving.register_keras_serializable(package="ind_rnn")
-class DilatedIndRNN(DilatedRNN):
-    """`DilatedRNN` of one IndRNN, at a fraction of its time.
-
-    Neurons do not mix, so d steps in a row are one step of d * N neurons, of
-    which those of equal index share their weights:
-
-        (B, T, N) -> (B, T / d, d * N) -> h of T / d steps -> (B, T, N)
-
-    Nothing moves in memory, and the loop is d times shorter. This is for all
-    outputs of one layer, without mask, resets, states and dropout. Else
-    `DilatedRNN` runs. Arguments, weights and results are its own.
-    """
-
-    def call(
-        self,
-        sequences,
-        initial_state=None,
-        mask=None,
-        training=False,
-        reset=None,
-    ):
-        if mask is None:
-            mask = getattr(sequences, "_keras_mask", None)
-        layer, dilation = self.layers[0], self.dilations[0]
-        cell = layer.cell
-        plain = (
-            len(self.layers) == 1
-            and isinstance(layer, IndRNN)
-            and self.return_sequences
-            and not (self.return_state or self.stateful or self.go_backwards)
-        )
-        if (
-            not plain
-            or any(x is not None for x in (initial_state, mask, reset))
-            or cell.dropout > 0
-            or cell.recurrent_dropout > 0
-            or (step := layer.fused_step()) is None
-        ):
-            return super().call(
-                sequences,
-                initial_state=initial_state,
-                mask=mask,
-                training=training,
-                reset=reset,
-            )
-        x = cell.project(ops.cast(sequences, layer.compute_dtype))
-        batch, length, units = ops.shape(x)
-        steps = -(-length // dilation)
-        x = ops.pad(x, [[0, 0], [0, steps * dilation - length], [0, 0]])
-        h, _ = recurrence(
-            ops.reshape(x, (batch, steps, dilation * units)),
-            keras.tree.map_structure(
-                lambda weight: ops.tile(weight, dilation),
-                cell.elementwise_weights(),
-            ),
-            (ops.zeros((batch, dilation * units), x.dtype),),
-            step=step,
-            implementation=layer.implementation,
-            moments=layer.with_moments
-            and training
-            and isinstance(length, int)
-            and length % dilation == 0,
-        )
-        y = ops.reshape(h, (batch, steps * dilation, units))[:, :length]
-        y = ops.cast(y, self.compute_dtype)
-        if moments := _attached(h, "moments"):
-            moments = (ops.reshape(x, (dilation, units)) for x in moments)
-            _attach(y, moments=_pooled_moments(*moments))
-        return y
+def _rms_normalization(**options):
+    if hasattr(keras.layers, "RMSNormalization"):  # Keras 3.9 and newer
+        return keras.layers.RMSNormalization(**options)
+    return keras.layers.LayerNormalization(rms_scaling=True, **options)
 
 
 def _dilations(dilations, count, meaning):

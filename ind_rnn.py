@@ -7,19 +7,14 @@ letters: B batch, T time, F input features, N units.
 import keras
 from keras import ops
 
-from ind_rnn_cell import (
-    IndRNNCell,
-    _check_bools,
-    _check_known,
-    _check_state,
+from ind_rnn_cell import IndRNNCell, _check_bools, _check_state
+from ind_rnn_recurrence import fused_step, recurrence
+from reset_rnn import (
+    ResetRNN,
+    _mask_of,
+    _zeros_where,
+    split_mask_and_reset,
 )
-from ind_rnn_recurrence import (
-    IndRNNStep,
-    _attached,
-    fused_activations,
-    recurrence,
-)
-from reset_rnn import ResetRNN, _mask_of, _zeros_where
 
 
 def _cell_property(name):
@@ -39,8 +34,10 @@ LAYER_OPTIONS = (
 class ElementwiseRNN(ResetRNN):
     """What IndRNN, IndyLSTM and IndyGRU share: a layer with a fused recurrence.
 
-    A subclass says what one step is.
+    Its cell has `step_type` and `project`.
     """
+
+    implementation = "auto"
 
     units = _cell_property("units")
     activation = _cell_property("activation")
@@ -58,18 +55,9 @@ class ElementwiseRNN(ResetRNN):
     recurrent_dropout = _cell_property("recurrent_dropout")
     seed = _cell_property("seed")
 
-    def __init__(self, cell, activity_regularizer=None, **options):
+    def __init__(self, cell, **options):
         _check_bools(**{name: options[name] for name in LAYER_OPTIONS})
-        _check_known(
-            keras.regularizers.get, activity_regularizer=activity_regularizer
-        )
-        super().__init__(
-            cell, activity_regularizer=activity_regularizer, **options
-        )
-
-    def fused_step(self):
-        """The step that `recurrence` takes, or None where Keras' loop runs."""
-        raise NotImplementedError
+        super().__init__(cell, **options)
 
     def build(self, sequences_shape, initial_state_shape=None):
         if len(sequences_shape) != 3:
@@ -96,12 +84,6 @@ class ElementwiseRNN(ResetRNN):
         training=False,
         reset=None,
     ):
-        # Not in `inner_loop`: Keras reads the first step before that.
-        if sequences.shape[1] == 0:
-            raise ValueError(
-                "`sequences` must have at least one time step, got shape "
-                f"{tuple(sequences.shape)}"
-            )
         name = "`initial_state`"
         if initial_state is None and self.stateful:
             name, initial_state = "The state of a stateful layer", self.states
@@ -128,32 +110,31 @@ class ElementwiseRNN(ResetRNN):
         cell = self.cell
         if sequences.shape[1] == 1:
             return self._one_step(sequences, initial_state, mask, training)
-        step = None if self.unroll else self.fused_step()
+        step = None if self.unroll else fused_step(cell)
         if step is None:
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
             )
+        mask, reset = split_mask_and_reset(mask)
+        if self.go_backwards:
+            sequences, mask, reset = (
+                None if x is None else ops.flip(x, axis=1)
+                for x in (sequences, mask, reset)
+            )
         if training and cell.dropout > 0:
             sequences *= cell.get_dropout_mask(sequences[:, 0, :])[:, None]
-        dropout = None
+        a, (u, b) = cell.project(sequences)
         if training and cell.recurrent_dropout > 0:
-            h = initial_state[0]
-            dropout = ops.stop_gradient(cell.get_recurrent_dropout_mask(h))
-        mask, reset = self.split_mask_and_reset(mask)
-        if self.go_backwards:
-            mask, reset = (
-                None if x is None else ops.flip(x, axis=1)
-                for x in (mask, reset)
-            )
-        h, states = self.recur(
-            sequences,
+            kept = cell.get_recurrent_dropout_mask(initial_state[0])
+            u = tuple(x * ops.stop_gradient(kept) for x in u)
+        h, states = recurrence(
+            a,
+            (u, b),
             initial_state,
-            training,
-            dropout=dropout,
+            step=step,
+            implementation=self.implementation,
             mask=mask,
             reset=reset,
-            step=step,
-            backwards=self.go_backwards,
         )
         outputs = h
         if mask is not None:
@@ -163,30 +144,17 @@ class ElementwiseRNN(ResetRNN):
             outputs = ops.where(mask[:, :, None], h, ops.zeros_like(h))
         return outputs[:, -1], outputs, states
 
-    def recur(self, sequences, states, training, **options):
-        """What `recurrence` returns."""
-        return recurrence(
-            self.cell.project(sequences),
-            self.cell.elementwise_weights(),
-            states,
-            **options,
-        )
-
     def _one_step(self, sequences, states, mask, training):
         """`inner_loop` without a loop."""
-        mask, reset = self.split_mask_and_reset(mask)
+        mask, reset = split_mask_and_reset(mask)
         if reset is not None:
             states = _zeros_where(reset, states)
         before = states
-        output, states = self.step_of_cell(sequences, states, training)
+        output, states = self.cell(sequences[:, 0], states, training=training)
         if mask is not None:
             states = [ops.where(mask, *x) for x in zip(states, before)]
             output = ops.where(mask, output, ops.zeros_like(output))
         return output, output[:, None], [*states]
-
-    def step_of_cell(self, sequences, states, training):
-        """The cell's step of sequences (B, 1, F)."""
-        return self.cell(sequences[:, 0], states, training=training)
 
     def get_config(self):
         config = super().get_config()
@@ -214,9 +182,9 @@ class IndRNN(ElementwiseRNN):
     It equals `keras.layers.RNN(IndRNNCell(...))` in outputs, states and first
     gradients, in a fraction of the time. One matrix product projects all time
     steps, and one compiled loop with its own backward pass runs the recurrence.
-    XLA compiles it once for every shape. If T is unknown, and eagerly from the
-    third length on, it compiles for every power of two instead. Source: arXiv
-    1803.04831, section 3.
+    XLA compiles it once for every shape. If T is unknown, and eagerly, it
+    compiles for every power of two instead. Source: arXiv 1803.04831, section
+    3.
 
     Keras' own, slower loop runs with `unroll=True` (which also has second
     gradients), in exports, when functions run eagerly, on other backends than
@@ -249,12 +217,6 @@ class IndRNN(ElementwiseRNN):
             "relu" and "linear", is an exact scan in O(log T) dependent steps.
             "auto" is parallel on a GPU where that is possible. Default:
             "auto".
-        with_moments: Whether training also computes mean and variance of all
-            outputs, for a `BatchNormalization` of `ind_rnn_normalization` that
-            follows, which then costs next to nothing. Needs
-            `return_sequences`. Without effect in the parallel form, with a
-            mask or `unroll`, for one step, and on other backends than
-            TensorFlow. Default: False.
         **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
 
     Call arguments:
@@ -313,7 +275,6 @@ class IndRNN(ElementwiseRNN):
         unroll=False,
         zero_output_for_mask=False,
         implementation="auto",
-        with_moments=False,
         **kwargs,
     ):
         cell = IndRNNCell(
@@ -339,12 +300,6 @@ class IndRNN(ElementwiseRNN):
             trainable=kwargs.get("trainable", True),
             name="ind_rnn_cell",
         )
-        _check_bools(with_moments=with_moments)
-        if with_moments and not return_sequences:
-            raise ValueError(
-                "`with_moments=True` needs `return_sequences=True`, got "
-                f"`return_sequences={return_sequences}`"
-            )
         if implementation not in ("auto", "sequential", "parallel"):
             raise ValueError(
                 '`implementation` must be "auto", "sequential" or "parallel", '
@@ -376,45 +331,10 @@ class IndRNN(ElementwiseRNN):
             **kwargs,
         )
         self.implementation = implementation
-        self.with_moments = with_moments
 
     use_kernel = _cell_property("use_kernel")
     recurrent_min_abs = _cell_property("recurrent_min_abs")
     recurrent_max_abs = _cell_property("recurrent_max_abs")
 
-    def fused_step(self):
-        activations = fused_activations(self.cell, self.activation)
-        return activations and IndRNNStep(*activations)
-
-    def recur(self, sequences, states, training, **options):
-        projected = self.cell.project(sequences)
-        u, b = self.cell.elementwise_weights()
-        if attached := self._attached_sum(sequences):
-            projected, b = attached[0], attached[1:]
-        return recurrence(
-            projected,
-            (u, b),
-            states,
-            implementation=self.implementation,
-            moments=self.with_moments and training,
-            **options,
-        )
-
-    def step_of_cell(self, sequences, states, training):
-        x = sequences[:, 0]
-        if attached := self._attached_sum(sequences):
-            x = attached[0][:, 0] + attached[1]
-        return self.cell(x, states, training=training)
-
-    def _attached_sum(self, sequences):
-        """A layer before this one may have left its bias to the loop."""
-        if self.cell.use_kernel or self.cell.use_bias:
-            return None
-        return _attached(sequences, "sum")
-
     def get_config(self):
-        return {
-            **super().get_config(),
-            "implementation": self.implementation,
-            "with_moments": self.with_moments,
-        }
+        return {**super().get_config(), "implementation": self.implementation}

@@ -7,10 +7,10 @@ This file stands alone: copy it into a project, or install and import it.
 
 import contextlib
 import copy
-import functools
 import math
 import numbers
-import threading
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -26,21 +26,18 @@ __version__ = "1.0.0"
 UNKNOWN_TIME_STEPS = 1000
 
 
-class _ThreadLocal:
-    """An attribute with a separate value in each thread; None at first.
+class IndRNNStep(NamedTuple):
+    """h_t = activation(a_t + u * h_{t-1} + b).
 
-    Keras stores the dropout masks of a call in two attributes of the cell.
-    Without this, calls from two threads would use each other's masks.
+    The steps of all cells are tuples of their activations, as `recurrence` of
+    `ind_rnn_recurrence.py` takes them.
     """
 
-    def __set_name__(self, owner, name):
-        self.name = name
+    activation: Callable
 
-    def __get__(self, cell, owner=None):
-        return getattr(cell._thread_values, self.name, None)
-
-    def __set__(self, cell, value):
-        setattr(cell._thread_values, self.name, value)
+    def __call__(self, gates, states, weights):
+        (a,), (h,), ((u,), (b,)) = gates, states, weights
+        return (self.activation(a + u * h + b),)
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")
@@ -70,7 +67,9 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             recurrence. Then F must be N. Default: True.
         use_bias: Whether to add a bias. Default: True.
         kernel_initializer: Default: None, which is `UnitGain()`: neurons that
-            remember longer get a smaller kernel.
+            remember longer get a smaller kernel. It draws u as well, so a
+            `recurrent_initializer` of your own must return the same values
+            each time, as those of Keras do.
         recurrent_initializer: Default: None, which is `TimeConstants()`:
             memories of all lengths. Initial values are clipped to the bound.
         bias_initializer: Default: "zeros".
@@ -118,6 +117,8 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         TensorShape([2, 128])
     """
 
+    step_type = IndRNNStep
+
     def __init__(
         self,
         units,
@@ -143,25 +144,6 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         units = _integer("units", units, minimum=1)
         seed = None if seed is None else _integer("seed", seed)
         _check_bools(use_kernel=use_kernel, use_bias=use_bias)
-        _check_known(
-            keras.initializers.get,
-            kernel_initializer=kernel_initializer,
-            recurrent_initializer=recurrent_initializer,
-            bias_initializer=bias_initializer,
-        )
-        _check_known(
-            keras.regularizers.get,
-            kernel_regularizer=kernel_regularizer,
-            recurrent_regularizer=recurrent_regularizer,
-            bias_regularizer=bias_regularizer,
-        )
-        _check_known(
-            keras.constraints.get,
-            kernel_constraint=kernel_constraint,
-            recurrent_constraint=recurrent_constraint,
-            bias_constraint=bias_constraint,
-        )
-        _check_known(keras.activations.get, activation=activation)
         if kernel_initializer is None:
             kernel_initializer = UnitGain()
         if recurrent_initializer is None:
@@ -191,11 +173,6 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         self.recurrent_min_abs = self.bound.recurrent_min_abs
         self.recurrent_max_abs = self.bound.recurrent_max_abs
         self.time_steps = None
-        self._thread_values = threading.local()
-
-    # The names are those that Keras uses.
-    _dropout_mask = _ThreadLocal()
-    _recurrent_dropout_mask = _ThreadLocal()
 
     def build(self, input_shape):
         self._check_input(input_shape)
@@ -233,7 +210,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             )
         for weight in (self.kernel, self.recurrent_kernel, self.bias):
             if weight is not None:  # for `TimeScaledAdam`
-                weight.neurons = self.recurrent_kernel, self.time_steps
+                weight.ind_rnn_neurons = self.recurrent_kernel, self.time_steps
 
     def _variable_scope(self):
         """NAME/kernel, ... in graphs of TF1, whichever loop builds the cell."""
@@ -250,20 +227,23 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             h = h * self.get_recurrent_dropout_mask(h)
         if training and self.dropout > 0:
             inputs = inputs * self.get_dropout_mask(inputs)
-        h = self.project(inputs) + self.bounded_recurrent_kernel * h
+        h = self.bounded_recurrent_kernel * h
+        h = h + (ops.matmul(inputs, self.kernel) if self.use_kernel else inputs)
         if self.use_bias:
             h = h + self.bias
         h = self.activation(h)
         return h, [h] if isinstance(states, (list, tuple)) else h
 
     def project(self, inputs):
-        """W x of shape (..., N), for one step or for any number of them."""
-        return ops.matmul(inputs, self.kernel) if self.use_kernel else inputs
+        """W x of shape (..., N), for one step or for any number of them.
 
-    def elementwise_weights(self):
-        """The tuples ((u,), (bias,)), each of shape (N,)."""
-        u = self.bounded_recurrent_kernel
-        return (u,), (self.bias if self.use_bias else ops.zeros_like(u),)
+        And the weights that each step takes: the tuples ((u,), (bias,)), (N,).
+        """
+        u = self.bound.straight_through(self.recurrent_kernel)
+        bias = self.bias if self.use_bias else ops.zeros_like(u)
+        if self.use_kernel:
+            inputs = ops.matmul(inputs, self.kernel)
+        return inputs, ((u,), (bias,))
 
     @property
     def bounded_recurrent_kernel(self):
@@ -274,12 +254,12 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         """Zeros (batch_size, units): one tensor, not a list, as TF1 needs."""
         if batch_size is None:
             batch_size = ops.shape(inputs)[0]
-        return self.zero_state(batch_size, dtype or self.compute_dtype)
+        dtype = keras.backend.standardize_dtype(dtype or self.compute_dtype)
+        return ops.zeros((batch_size, self.units), dtype=dtype)
 
     def zero_state(self, batch_size, dtype):
         """`get_initial_state` under the name that TF1's loops call."""
-        dtype = keras.backend.standardize_dtype(dtype)
-        return ops.zeros((batch_size, self.units), dtype=dtype)
+        return self.get_initial_state(batch_size, dtype=dtype)
 
     def save_own_variables(self, store):
         # An optimizer that knows no constraints may have left the variable
@@ -300,12 +280,16 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         }
 
     def _initializers(self):
-        """The initializers of kernel and u; the kernel's may depend on u."""
+        """The initializers of kernel and u; the kernel's may depend on u.
+
+        Both draw u. That gives the same values, since an initializer of Keras
+        draws the same ones each time. A drawn tensor must not be kept: Keras
+        may initialize a variable twice, first inside a graph that it discards.
+        """
         initializer = self.recurrent_initializer
         if isinstance(initializer, TimeConstants):
             initializer = initializer.with_defaults(self.time_steps)
 
-        @functools.cache
         def draw(shape, dtype=None):
             return self.bound(initializer(shape, dtype=dtype))
 
@@ -511,11 +495,6 @@ class UnitGain(keras.initializers.Initializer):
         time_steps=None,
         exponent=0.875,
     ):
-        _check_known(
-            keras.initializers.get,
-            initializer=initializer,
-            recurrent_initializer=recurrent_initializer,
-        )
         self.initializer = keras.initializers.get(initializer)
         self._uniform = keras.initializers.RandomUniform(-1.0, 1.0)
         self.recurrent_initializer = keras.initializers.get(
@@ -583,17 +562,6 @@ def _check_bools(**arguments):
     for name, value in arguments.items():
         if not isinstance(value, bool):
             raise TypeError(f"`{name}` must be a bool, got {value!r}")
-
-
-def _check_known(get, **arguments):
-    for name, identifier in arguments.items():
-        try:
-            get(identifier)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"`{name}` must be None, a callable, or the name or config of "
-                f"one that Keras knows, got {identifier!r}: {error}"
-            ) from error
 
 
 def _check_step(shape):

@@ -41,7 +41,7 @@ class TimeScaledAdam(keras.optimizers.Adam):
     def update_step(self, gradient, variable, learning_rate):
         # With TensorFlow, `variable` is not the one that the cell has made.
         weight = self._trainable_variables[self._get_variable_index(variable)]
-        neurons = getattr(weight, "neurons", None)
+        neurons = getattr(weight, "ind_rnn_neurons", None)
         if neurons is not None:
             u, time_steps = neurons
             exponent = 1.0 if weight is u else EXPONENT

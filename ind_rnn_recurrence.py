@@ -5,10 +5,14 @@ next states, in which neurons do not mix. The loop over the steps is here. It
 has two forms with the same results:
 
 - sequential: one compiled loop over the steps, and one back for gradients;
-- parallel, for IndRNN with "relu" and "linear": a scan in O(log T) dependent
-  steps. Each step is a clipped affine map of h, and so are several in a row:
-  chunks of steps are joined into one map, recursively. The mathematics is in
-  docs/parallel_scan.md.
+- parallel, for IndRNN with "relu" and "linear": the scan of `parallel_scan.py`,
+  in O(log T) dependent operations.
+
+Each form is a forward and a backward pass. All passes have the same arguments:
+
+    forward(step, a, weights, states, steps) -> all states, last states but h
+    backward(step, g, saved, weights, states, steps)
+        -> gradients of a, weights and states
 
 On TensorFlow and JAX. Axis letters: B batch, T time, N units, G gates.
 """
@@ -16,7 +20,6 @@ On TensorFlow and JAX. Axis letters: B batch, T time, N units, G gates.
 import contextlib
 import contextvars
 import functools
-import itertools
 import math
 import os
 import sys
@@ -27,6 +30,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from ind_rnn_cell import IndRNNStep
+from parallel_scan import CHUNK_STEPS, largest, scan
+
 tf = jax = None
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -34,8 +40,13 @@ elif keras.backend.backend() == "jax":
     import jax
 
 RELU, LINEAR = keras.activations.relu, keras.activations.linear
-# Steps that become one map in the parallel form.
-CHUNK_STEPS = 8
+# activation: (its value h, gradient g that reaches h) -> gradient of its input
+ACTIVATION_GRADIENTS = {
+    RELU: lambda h, g: ops.where(h > 0, g, ops.zeros_like(g)),
+    keras.activations.tanh: lambda h, g: g * (1 - h * h),
+    keras.activations.sigmoid: lambda h, g: g * h * (1 - h),
+    LINEAR: lambda h, g: g,
+}
 # A batch is split into at most MAX_BATCH_SPLITS parts that run side by side,
 # only if it has MIN_ELEMENTS_TO_SPLIT elements. An unknown size counts as 32.
 MAX_BATCH_SPLITS, MIN_ELEMENTS_TO_SPLIT = 8, 2**20
@@ -106,58 +117,54 @@ def _has_xla():
     return True
 
 
-class IndRNNStep(NamedTuple):
-    """h_t = activation(a_t + u * h_{t-1} + b).
+class Steps(NamedTuple):
+    """What happens at each step. Arrays (B, T) in the order of reading.
 
-    The steps of all cells are tuples of their activations.
+    mask: False where a step is skipped, and all states stay as they are.
+    reset: True where the states before a step are replaced by zeros.
+    length: T, a scalar, where the arrays are padded to more steps than that.
     """
 
-    activation: Callable
-
-    def __call__(self, gates, states, weights):
-        (a,), (h,), ((u,), (b,)) = gates, states, weights
-        return (self.activation(a + u * h + b),)
-
-    @property
-    def pullback(self):
-        """A function (h_t, its gradient) -> the gradient of a_t, or None.
-
-        If None, the backward pass computes the step again and differentiates.
-        """
-        return _PULLBACKS.get(self.activation)
+    mask: object = None
+    reset: object = None
+    length: object = None
 
 
-def fused_activations(cell, *activations):
-    """The activations of a cell, in the form that `recurrence` takes.
+def fused_step(cell):
+    """The step of a cell in the form that `recurrence` takes.
 
     None if Keras' loop has to run instead: in an export, on another backend,
-    or with an activation that is not a pure function of its argument.
+    if functions run eagerly, or with an activation that is not a pure function
+    of its argument.
     """
     if not (tf or jax) or not _has_xla():
         return None
     if tf and tf.config.functions_run_eagerly():
         return None
-    found = tuple(_fused(cell, activation) for activation in activations)
-    return None if None in found else found
-
-
-def _fused(cell, activation):
-    if activation in _PULLBACKS:
-        return activation
-    if jax or isinstance(activation, keras.layers.Layer):
-        return None
-    # Kept in the cell, so that each activation is traced once.
-    all_traced = vars(cell).setdefault("traced_activations", {})
-    key = activation, cell.units, cell.compute_dtype
-    if key not in all_traced:
-        all_traced[key] = _Traced(*key)
-    return all_traced[key] if all_traced[key].is_pure else None
+    activations = []
+    for name in cell.step_type._fields:
+        activation = getattr(cell, name)
+        if activation not in ACTIVATION_GRADIENTS:
+            if jax or isinstance(activation, keras.layers.Layer):
+                return None
+            # Kept in the cell, so that each activation is traced once.
+            traced = vars(cell).setdefault("traced_activations", {})
+            key = activation, cell.units, cell.compute_dtype
+            if key not in traced:
+                traced[key] = _Traced(*key)
+            activation = traced[key]
+            if not activation.is_pure:
+                return None
+        activations.append(activation)
+    return cell.step_type(*activations)
 
 
 class _Traced:
     """A user's activation, traced once, for the forward and backward pass."""
 
     def __init__(self, activation, units, dtype):
+        # The loop computes in float32 where the layer computes in half of it.
+        dtype = keras.backend.result_type(dtype, "float32")
         signature = tf.TensorSpec((None, units), dtype)
         function = tf.function(activation, autograph=False)
         try:
@@ -181,11 +188,8 @@ def recurrence(
     *,
     step,
     implementation="auto",
-    dropout=None,
     mask=None,
     reset=None,
-    backwards=False,
-    moments=False,
 ):
     """The states of all steps. Differentiable.
 
@@ -193,77 +197,68 @@ def recurrence(
 
     Arguments:
         a: (B, T, N), or (B, T, G, N) for a step of G gates.
-        weights: Two tuples of (N,): factors of h_{t-1}, and biases.
+        weights: Two tuples: factors of h_{t-1}, (N,), or (B, N) if they differ
+            from row to row; and biases, (N,).
         states: A tuple of (B, N), before the first step.
-        step: One step: a tuple of activations from `fused_activations` that
-            is also a function of gates, states and weights, which are tuples
-            of (B, N) or broadcast to it.
+        step: One step, from `fused_step`: a tuple of activations that is also
+            a function of gates, states and weights, which are tuples of (B, N)
+            or broadcast to it.
         implementation: "sequential", "parallel", or "auto": parallel on a GPU
             where there is such a form. Default: "auto".
-        dropout: (B, N), one more factor of h_{t-1}; or None. Default: None.
-        mask: (B, T) in the order of reading, false where the states stay as
-            they are; or None. Default: None.
-        reset: (B, T) in the order of reading, true where the states before a
-            step are replaced by zeros; or None. Default: None.
-        backwards: Whether a is read from its end. Default: False.
-        moments: Whether to compute mean and variance of h, both (N,), and
-            attach them to h. Only in the sequential form, without a mask, on
-            TensorFlow. Default: False.
+        mask, reset: As in `Steps`. Default: None.
 
     Returns:
-        h of shape (B, T, N), the first state, in the order of reading; and a
-        list of the last states, (B, N).
+        h of shape (B, T, N), the first state; and a list of the last states,
+        (B, N).
     """
     # As tensors: variables may change before the backward pass.
     to_tensor = tf.convert_to_tensor if tf else ops.convert_to_tensor
     weights, states = keras.tree.map_structure(
         to_tensor, (weights, tuple(states))
     )
-    options = {"step": step, "dropout": dropout}
-    length = a.shape[1]
-    parallel = _is_parallel(implementation, step, a)
-    if parallel:
-        passes = _parallel_forward, _parallel_backward
-    else:
-        passes = _forward, _backward if _pullback(step) else _backward_again
-        if parts := _batch_splits(a):
-            passes = [
-                functools.partial(_run_in_splits, parts, x) for x in passes
-            ]
-    if moments and tf and mask is None and not parallel:
-        passes = functools.partial(passes[0], moments=True), passes[1]
-    if _compiles_exact_length(a):
-        options |= {"mask": mask, "reset": reset, "backwards": backwards}
-        return _differentiable(*passes, a, weights, states, options)
-    a = ops.flip(a, axis=1) if backwards else a
-    a, mask, reset, length = _pad_to_power_of_two(a, mask, reset)
-    options |= {"mask": mask, "reset": reset, "backwards": False}
-    if not parallel:
-        options["length"] = length
-    return _differentiable(*passes, a, weights, states, options, cut=length)
+    passes = _choose_passes(a, step, implementation)
+    steps, length = Steps(mask, reset), None
+    eager = tf.executing_eagerly() if tf else not isinstance(a, jax.core.Tracer)
+    if a.shape[1] is None or eager:
+        # Eagerly, each length would compile a program of its own.
+        a, steps = _pad_to_power_of_two(a, steps)
+        length = steps.length
+    differentiable = _differentiable_on_jax if jax else _differentiable_on_tf
+    h, ends = differentiable(passes, step, a, weights, states, steps)
+    h = h if length is None else h[:, :length]
+    return h, [h[:, -1], *ends]
 
 
-def _pullback(step):
-    return getattr(step, "pullback", None)
+class _Passes(NamedTuple):
+    forward: Callable
+    backward: Callable
+    saves_gates: bool = False  # for the backward pass, beside all states
 
 
-def _is_parallel(implementation, step, a):
-    length = a.shape[1]
-    if implementation == "parallel":
-        if length is None:
-            raise ValueError(
-                '`implementation="parallel"` must know the number of time '
-                "steps when a model is built, got sequences of shape "
-                "(batch, None, features)"
-            )
-        return True
-    return (
-        implementation == "auto"
-        and step in (IndRNNStep(RELU), IndRNNStep(LINEAR))
-        and length is not None
-        and length > 2 * CHUNK_STEPS
-        and _on_gpu(a)
-    )
+def _choose_passes(a, step, implementation):
+    length, on_gpu = a.shape[1], _on_gpu(a)
+    if implementation == "parallel" and length is None:
+        raise ValueError(
+            '`implementation="parallel"` must know the number of time '
+            "steps when a model is built, got sequences of shape "
+            "(batch, None, features)"
+        )
+    has_scan = step in (IndRNNStep(RELU), IndRNNStep(LINEAR))
+    is_long = length is not None and length > 2 * CHUNK_STEPS
+    if implementation == "parallel" or (
+        implementation == "auto" and on_gpu and has_scan and is_long
+    ):
+        return _Passes(_parallel_forward, _parallel_backward)
+    passes = _Passes(_forward, _backward_recompute, saves_gates=True)
+    if isinstance(step, IndRNNStep) and step.activation in ACTIVATION_GRADIENTS:
+        passes = _Passes(_forward, _backward)
+    if not on_gpu and (count := _batch_splits(a.shape)):
+        passes = _Passes(
+            functools.partial(_run_in_splits, count, passes.forward),
+            functools.partial(_run_in_splits, count, passes.backward),
+            passes.saves_gates,
+        )
+    return passes
 
 
 def _on_gpu(a):
@@ -279,31 +274,8 @@ def _on_gpu(a):
     return "CPU" not in tf.identity(a).device.upper()
 
 
-def _compiles_exact_length(a):
-    """Whether to compile for exactly this length, without padding.
-
-    Eagerly, every shape would compile. So only the first two lengths have
-    programs of their own; all others share those of powers of two.
-    """
-    length = a.shape[1]
-    if length is None or not _is_eager(a):
-        return length is not None
-    key = a.shape[0], *a.shape[2:], a.dtype
-    lengths = _exact_lengths.setdefault(key, set())
-    if len(lengths) < 2:
-        lengths.add(length)
-    return length in lengths
-
-
-_exact_lengths = {}
-
-
-def _is_eager(a):
-    return tf.executing_eagerly() if tf else not isinstance(a, jax.core.Tracer)
-
-
-def _pad_to_power_of_two(a, mask, reset):
-    """a, mask and reset, padded to one of PADDED_LENGTHS; and T, a tensor."""
+def _pad_to_power_of_two(a, steps):
+    """a and steps, padded to one of PADDED_LENGTHS; `steps.length` is T."""
     length = a.shape[1]
     if length is None:
         length = tf.shape(a)[1]
@@ -315,214 +287,116 @@ def _pad_to_power_of_two(a, mask, reset):
         )
         length = ops.convert_to_tensor(length, "int32")
 
-    def padded(x):
+    def pad(x):
         if x is None:
             return None
         rest = [[0, 0]] * (len(x.shape) - 2)
         return (tf.pad if tf else ops.pad)(x, [[0, 0], [0, padding], *rest])
 
-    return *map(padded, (a, mask, reset)), length
+    return pad(a), Steps(pad(steps.mask), pad(steps.reset), length)
 
 
-def _differentiable(forward, backward, a, weights, states, options, cut=None):
-    """Join a forward and a backward pass: h and the last states.
+def _differentiable_on_jax(passes, step, a, weights, states, steps):
+    """h and the last states but h, with gradients by the backward pass."""
 
-    `cut` is the number of steps without padding. Moments that the forward pass
-    returns are attached to h.
-    """
-    again = _pullback(options["step"]) is None
-    if jax:
+    @jax.custom_gradient
+    def run(a, weights, states):
+        all_states, ends = passes.forward(step, a, weights, states, steps)
+        saved = (a, *all_states) if passes.saves_gates else all_states
 
-        @jax.custom_gradient
-        def recurrence(a, weights, states):
-            all_states, ends = forward(a, weights, states, **options)
-            kept = all_states, a if again else None, weights, states
-            return (all_states[0], ends), lambda g: backward(
-                *g, *kept, **options
-            )
+        def gradient(g):
+            return passes.backward(step, g, saved, weights, states, steps)
 
-        h, ends = recurrence(a, weights, states)
-        h = h[:, :cut]
-        return h, [h[:, -1], *ends]
+        return (all_states[0], *ends), gradient
+
+    h, *ends = run(a, weights, states)
+    return h, ends
+
+
+def _differentiable_on_tf(passes, step, a, weights, states, steps):
+    """As `_differentiable_on_jax`."""
 
     @tf.custom_gradient
-    def recurrence(*arguments):
-        arguments = tf.nest.map_structure(tf.stop_gradient, arguments)
-        (result, *others), ends, *moments = forward(*arguments, **options)
-        moments = _pooled_moments(*moments) if moments else ()
+    def run(*arguments):
+        (result, *others), ends = passes.forward(
+            step, *tf.nest.map_structure(tf.stop_gradient, arguments), steps
+        )
         result.set_shape((*a.shape[:2], a.shape[-1]))
 
-        def gradient(g, *more):
-            # h, as the tape knows it, is not yet there in forward mode.
-            known = result if h is None else h
-            g_ends, g_moments = more[: len(ends)], more[len(ends) :]
-            if moments:
-                length = options.get("length", tf.shape(known)[1])
-                count = tf.cast(tf.shape(known)[0] * length, moments[0].dtype)
-                g_moments = moments[0], *(x / count for x in g_moments)
-            kept = (known, *others), a if again else None, weights, states
-            gradients = pullback(g, g_ends, *kept, g_moments)
-            return tf.nest.flatten(gradients)
-
-        return (result, *ends, *moments), gradient
-
-    def pullback(*arguments):
-        @tf.custom_gradient
-        def differentiable(*tensors):
-            def second(*_):
-                raise NotImplementedError(
-                    "A fused recurrence has first gradients in reverse mode "
-                    "only: for others pass `unroll=True`"
-                )
-
-            tensors = map(tf.stop_gradient, tensors)
-            again = tf.nest.map_structure(
-                lambda x: None if x is None else next(tensors), arguments
+        def gradient(*g):
+            # h, not the result inside: second gradients are to be noticed. In
+            # forward mode `h` is not assigned yet.
+            all_states = (result if h is None else h, *others)
+            saved = (a, *all_states) if passes.saves_gates else all_states
+            return _first_gradients(
+                functools.partial(passes.backward, step, steps=steps),
+                *(g, saved, weights, states),
             )
-            gradients = backward(*again, **options)
-            return tuple(tf.nest.flatten(gradients)), second
 
-        given = tf.nest.flatten(arguments)
-        return differentiable(*(x for x in given if x is not None))
+        return (result, *ends), gradient
 
     h = None
-    h, *more = recurrence(a, weights, states)
-    count = len(states) - 1
-    ends, moments = more[:count], more[count:]
-    result = h if cut is None else h[:, :cut]
-    if moments:
-        _attach(result, moments=moments)
-    return result, [result[:, -1], *ends]
+    h, *ends = run(a, weights, states)
+    return h, ends
 
 
-# ---- Facts attached to tensors ----
-# A layer can attach what it knows about its output to the tensor itself, as
-# Keras does with `_keras_mask`: for example its mean and variance. The next
-# layer may use the fact. Other layers ignore it, and return tensors without it.
+def _first_gradients(backward, *arguments):
+    """The flat results of a backward pass. They have no gradients again."""
 
-
-def _attach(x, **facts):
-    """Attach facts to x: `moments`, `affine` or `sum`."""
-    for name, value in facts.items():
-        setattr(x, f"_ind_rnn_{name}", value)
-
-
-def _attached(x, name):
-    """The fact attached to x, or None."""
-    return getattr(x, f"_ind_rnn_{name}", None)
-
-
-def _compiled(function=None, **options):
-    """Compile with XLA, one program for each shape."""
-    if function is None:
-        return functools.partial(_compiled, **options)
-    if tf:
-        return tf.function(
-            function, jit_compile=True, autograph=False, **options
+    def second(*_):
+        raise NotImplementedError(
+            "A fused recurrence has first gradients in reverse mode only: for "
+            "others pass `unroll=True`"
         )
-    if jax:
-        return jax.jit(function, static_argnames=("step", "backwards"))
-    return function
+
+    @tf.custom_gradient
+    def run(*arguments):
+        arguments = tf.nest.map_structure(tf.stop_gradient, arguments)
+        return tuple(tf.nest.flatten(backward(*arguments))), second
+
+    return run(*arguments)
+
+
+def _compiled(function):
+    """Compile with XLA, one program for each step and each shape."""
+    if tf:
+        return tf.function(function, jit_compile=True, autograph=False)
+    return jax.jit(function, static_argnums=0) if jax else function
 
 
 # ---- The sequential form: one loop over the steps ----
 
 
-@_compiled(reduce_retracing=True)
-def _forward(
-    a,
-    weights,
-    states,
-    *,
-    step,
-    dropout=None,
-    mask=None,
-    reset=None,
-    backwards=False,
-    length=None,
-    moments=False,
-):
-    """The states of all steps, (B, T, N) each, and the last ones except h.
-
-    With `moments` also mean and variance of h in each sequence, (B, N).
-    """
-    padded = length is not None
-    length = length if padded else ops.shape(a)[1]
-    weights, states = _to_float32((weights, states), step)
-    weights = _apply_dropout(weights, dropout)
+@_compiled
+def _forward(step, a, weights, states, steps):
+    """All states, a tuple of (B, T, N), and the last ones but h, (B, N)."""
+    mask, reset, length = steps
+    length = ops.shape(a)[1] if length is None else length
+    weights, states = _to_float32((weights, states))
     a = _bf16_to_uint16(a)
 
-    def body(t, states, out, sums):
-        s = length - 1 - t if backwards else t
+    def body(t, states, all_states):
         before = _reset_states(states, reset, t)
-        states = step(_to_float32(_gates(a, s), step), before, weights)
+        states = step(_to_float32(_gates(a, t)), before, weights)
         if mask is not None:
             kept = _at(mask, t)
             states = [ops.where(kept, *x) for x in zip(states, before)]
-        sums = [x + _to_accumulator(states[0]) for x in sums]
-        out = [_put(x, t, state) for x, state in zip(out, states)]
-        return t + 1, [*states], out, sums
+        all_states = [_put(x, t, h) for x, h in zip(all_states, states)]
+        return t + 1, [*states], all_states
 
     empty = ops.zeros_like(a if len(a.shape) == 3 else a[:, :, 0])
-    sums = [ops.zeros_like(_to_accumulator(states[0]))] if moments else []
-    _, states, out, sums = ops.while_loop(
+    _, states, all_states = ops.while_loop(
         lambda t, *_: t < length,
         body,
-        (0, [*states], [empty] * len(states), sums),
+        (0, [*states], [empty] * len(states)),
     )
-    out = tuple(map(_uint16_to_bf16, out))
-    ends = tuple(ops.cast(x, out[0].dtype) for x in states[1:])
-    if not moments:
-        return out, ends
-    mean = sums[0] / ops.cast(length, sums[0].dtype)
-    off = _to_accumulator(out[0]) - mean[:, None]
-    if padded:
-        # int32: Keras' default is int64 with `floatx` "float64".
-        steps = ops.arange(ops.shape(off)[1], dtype="int32")[:, None] < length
-        off = ops.where(steps, off, ops.zeros_like(off))
-    variance = ops.sum(off * off, axis=1) / ops.cast(length, off.dtype)
-    return out, ends, mean, variance
+    all_states = tuple(map(_uint16_to_bf16, all_states))
+    dtype = all_states[0].dtype
+    return all_states, tuple(ops.cast(x, dtype) for x in states[1:])
 
 
-def _pooled_moments(means, variances):
-    """Mean and variance (N,) of all steps, from those of each sequence."""
-    mean = ops.mean(means, axis=0)
-    return mean, ops.mean(variances + ops.square(means - mean), axis=0)
-
-
-def _moments_gradient(moments):
-    """A function: h_t -> its gradient through the mean and the variance.
-
-        (dm + 2 dv (h_t - m)) / (B T)
-
-    `moments` are the mean m, and the gradients dm / (B T) and dv / (B T) of
-    mean and variance.
-    """
-    if not moments:
-        return None
-    mean, d_mean, d_variance = moments
-    slope = 2 * d_variance
-    shift = d_mean - slope * mean
-    return lambda h: ops.cast(shift + slope * _to_accumulator(h), h.dtype)
-
-
-@_compiled(reduce_retracing=True)
-def _backward(
-    g,
-    g_ends,
-    all_states,
-    a,
-    weights,
-    states,
-    moments=(),
-    *,
-    step,
-    dropout=None,
-    mask=None,
-    reset=None,
-    backwards=False,
-    length=None,
-):
+@_compiled
+def _backward(step, g, saved, weights, states, steps):
     """The gradients of a, weights and states, from g, that of h. Of IndRNN.
 
     With g_t what reaches h_t directly and through h_{t+1}, and
@@ -531,28 +405,24 @@ def _backward(
         delta_t = activation'(z_t) * g_t        the gradient of a_t
         du = sum over B, T of delta_t * h_{t-1}
         db = sum over B, T of delta_t
-
-    h is all that is read of the forward pass: a, `g_ends` are not.
     """
-    (h,), (h0,) = all_states, states
+    (g,), (h,), (h0,) = g, saved, states
+    mask, reset, length = steps
     length = ops.shape(h)[1] if length is None else length
     given = h, weights, states
-    weights, h0 = _to_float32((weights, h0), step)
-    (u,), (b,) = _apply_dropout(weights, dropout)
+    ((u,), (b,)), h0 = _to_float32((weights, h0))
     g, h = _bf16_to_uint16(g), _bf16_to_uint16(h)
-    through_moments = _moments_gradient(moments)
     # delta_t takes the place of g_t: one array less to move. With a mask or
     # resets, XLA would copy the whole array in every step.
     in_place = mask is None and reset is None
+    pull_back = ACTIVATION_GRADIENTS[step.activation]
 
     def body(t, delta, skipped, da, du, db):
-        h_t = _to_float32(_at(h, t), step)
+        h_t = _to_float32(_at(h, t))
         du += _to_accumulator(delta * h_t)
-        g_t = _to_float32(_at(da if in_place else g, t), step)
+        g_t = _to_float32(_at(da if in_place else g, t))
         g_t = g_t + u * delta + skipped
-        if moments:
-            g_t += through_moments(h_t)
-        delta = step.pullback(h_t, g_t)
+        delta = pull_back(h_t, g_t)
         if mask is not None:
             kept = _at(mask, t)
             delta = ops.where(kept, delta, ops.zeros_like(delta))
@@ -577,75 +447,52 @@ def _backward(
             _to_accumulator(zeros),
         ),
     )
-    da = _uint16_to_bf16(ops.flip(da, axis=1) if backwards else da)
     sums = (du + _to_accumulator(delta * h0),), (db,)
-    return _to_given_dtypes((da, sums, (u * delta + skipped,)), given, dropout)
+    gradients = _uint16_to_bf16(da), sums, (u * delta + skipped,)
+    return _sum_and_cast(gradients, given)
 
 
-@_compiled(reduce_retracing=True)
-def _backward_again(
-    g,
-    g_ends,
-    all_states,
-    a,
-    weights,
-    states,
-    moments=(),
-    *,
-    step,
-    dropout=None,
-    mask=None,
-    reset=None,
-    backwards=False,
-    length=None,
-):
-    """`_backward` for any step: compute it again, and differentiate it.
-
-    `g_ends` are the gradients of the last states except h.
-    """
+@_compiled
+def _backward_recompute(step, g, saved, weights, states, steps):
+    """`_backward` for any step: compute it again, and differentiate it."""
+    g, *g_ends = g
+    a, *all_states = saved
+    mask, reset, length = steps
     length = ops.shape(a)[1] if length is None else length
     given = a, weights, states
-    weights, states, g_ends = _to_float32((weights, states, g_ends), step)
-    weights = _apply_dropout(weights, dropout)
+    weights, states, g_ends = _to_float32((weights, states, g_ends))
     # Weights have a gradient for each row; they are summed once, at the end.
     rows = ops.zeros_like(states[0])
     a, g, *all_states = map(_bf16_to_uint16, (a, g, *all_states))
-    through_moments = _moments_gradient(moments)
 
-    def body(t, carried, da, sums):
-        s = length - 1 - t if backwards else t
+    def body(t, g_states, da, sums):
         before = [
-            ops.where(
-                t > 0, _to_float32(_at(x, ops.maximum(t - 1, 0)), step), first
-            )
+            ops.where(t > 0, _to_float32(_at(x, ops.maximum(t - 1, 0))), first)
             for x, first in zip(all_states, states)
         ]
         before = _reset_states(before, reset, t)
-        g_h = carried[0] + _to_float32(_at(g, t), step)
-        if moments:
-            g_h += through_moments(_to_float32(_at(all_states[0], t), step))
-        reached = [g_h, *carried[1:]]
-        delta, carried, of_weights = _step_gradients(
+        g_after = [g_states[0] + _to_float32(_at(g, t)), *g_states[1:]]
+        delta, g_states, g_weights = _step_gradients(
             step,
-            _to_float32(_gates(a, s), step),
+            _to_float32(_gates(a, t)),
             before,
             keras.tree.map_structure(lambda w: w + rows, weights),
-            reached,
+            g_after,
         )
         if mask is not None:
             kept = _at(mask, t)
-            delta, of_weights = keras.tree.map_structure(
+            delta, g_weights = keras.tree.map_structure(
                 lambda x: ops.where(kept, x, ops.zeros_like(x)),
-                (delta, of_weights),
+                (delta, g_weights),
             )
-            carried = [ops.where(kept, *x) for x in zip(carried, reached)]
+            g_states = [ops.where(kept, *x) for x in zip(g_states, g_after)]
         sums = keras.tree.map_structure(
-            lambda x, y: x + _to_accumulator(y), sums, of_weights
+            lambda x, y: x + _to_accumulator(y), sums, g_weights
         )
         da = _put_gates(da, t, delta)
-        return t - 1, [*_reset_states(carried, reset, t)], da, sums
+        return t - 1, [*_reset_states(g_states, reset, t)], da, sums
 
-    _, carried, da, sums = ops.while_loop(
+    _, g_states, da, sums = ops.while_loop(
         lambda t, *_: t >= 0,
         body,
         (
@@ -655,8 +502,7 @@ def _backward_again(
             keras.tree.map_structure(lambda _: _to_accumulator(rows), weights),
         ),
     )
-    da = _uint16_to_bf16(ops.flip(da, axis=1) if backwards else da)
-    return _to_given_dtypes((da, sums, tuple(carried)), given, dropout)
+    return _sum_and_cast((_uint16_to_bf16(da), sums, tuple(g_states)), given)
 
 
 def _step_gradients(step, gates, states, weights, g):
@@ -674,25 +520,19 @@ def _step_gradients(step, gates, states, weights, g):
     return gradients
 
 
-def _apply_dropout(weights, dropout):
-    """The weights, with the factors of h multiplied by those of dropout."""
-    u, b = weights
-    if dropout is not None:
-        u = tuple(x * ops.cast(dropout, x.dtype) for x in u)
-    return u, b
+def _sum_and_cast(gradients, given):
+    """The gradients in shapes and types of a, weights and states as given.
 
-
-def _to_given_dtypes(gradients, given, dropout):
-    """The gradients of a, weights and states, in the types of these.
-
-    Those of the weights come per row (B, N) and without dropout's factors.
+    Those of weights come for each row, (B, N): sum them where a weight is (N,).
     """
-    a, (of_u, of_b), states = gradients
-    if dropout is not None:
-        of_u = tuple(x * _to_accumulator(dropout) for x in of_u)
-    sums = keras.tree.map_structure(lambda x: ops.sum(x, 0), (of_u, of_b))
+    da, sums, g_states = gradients
+
+    def like(x, w):
+        return ops.sum(x, axis=0) if len(w.shape) == 1 else x
+
+    sums = keras.tree.map_structure(like, sums, given[1])
     return keras.tree.map_structure(
-        lambda x, like: ops.cast(x, like.dtype), (a, sums, states), given
+        lambda x, like: ops.cast(x, like.dtype), (da, sums, g_states), given
     )
 
 
@@ -701,33 +541,29 @@ def _to_given_dtypes(gradients, given, dropout):
 # part has a loop of its own.
 
 
-def _batch_splits(a):
-    """Into how many parts to split a (B, T, ...). 0: do not split."""
-    if not tf or tf.executing_eagerly() or _on_gpu(a):
+def _batch_splits(shape):
+    """Into how many parts to split (B, T, ...). 0: do not split."""
+    if not tf or tf.executing_eagerly():
         return 0
     # Inside a larger XLA program, loops run one after another, so splitting
     # does not help. No public function tells whether we are inside one.
     if tf.__internal__.get_enclosing_xla_context() is not None:
         return 0
-    shape = a.shape
     threads = tf.config.threading.get_inter_op_parallelism_threads()
     count = min(
         threads or os.cpu_count(),
         shape[0] or MAX_BATCH_SPLITS,
         MAX_BATCH_SPLITS,
     )
-    small = math.prod(size or 32 for size in shape) < MIN_ELEMENTS_TO_SPLIT
-    return 0 if count == 1 or small else count
+    is_small = math.prod(size or 32 for size in shape) < MIN_ELEMENTS_TO_SPLIT
+    return 0 if count == 1 or is_small else count
 
 
-def _run_in_splits(
-    count, function, *arguments, dropout, mask, reset, **options
-):
+def _run_in_splits(count, function, step, *arguments, **options):
     """Run a pass on each part of the batch, and join the results."""
-    of_rows = {"dropout": dropout, "mask": mask, "reset": reset}
     results = [
-        function(*arguments, **of_rows, **options)
-        for arguments, of_rows in _split_batch(count, (arguments, of_rows))
+        function(step, *arguments, **options)
+        for arguments, options in _split_batch(count, (arguments, options))
     ]
     # Arrays with one axis are gradients of weights, which add up.
     return tf.nest.map_structure(
@@ -737,7 +573,7 @@ def _run_in_splits(
 
 
 def _split_batch(count, arrays):
-    """Split arrays (B, ...) along the batch; (N,) and None go to all parts."""
+    """Split arrays (B, ...) along the batch; (N,), T and None go to all."""
     flat = tf.nest.flatten(arrays)
     rows = flat[0].shape[0] or tf.shape(flat[0])[0]
     sizes = [(rows + part) // count for part in range(count)]
@@ -746,7 +582,7 @@ def _split_batch(count, arrays):
         for part in zip(
             *(
                 [x] * count
-                if x is None or len(x.shape) == 1
+                if x is None or len(x.shape) < 2
                 else tf.split(x, sizes)
                 for x in flat
             )
@@ -754,17 +590,17 @@ def _split_batch(count, arrays):
     ]
 
 
-def _to_float32(arrays, step):
-    """Cast half precision to float32, if the activations allow it.
+# ---- Types ----
 
-    Processors compute in float32 anyway, and sums over many steps need it. An
-    activation of the user's keeps the type that it was traced with.
+
+def _to_float32(arrays):
+    """Cast half precision to float32. Processors compute in float32 anyway, and
+    sums over many steps need it.
     """
-    bearing = all(activation in _PULLBACKS for activation in step)
 
     def wide(x):
-        half = _dtype(x) in ("float16", "bfloat16")
-        return ops.cast(x, "float32") if half and bearing else x
+        is_half = _dtype(x) in ("float16", "bfloat16")
+        return ops.cast(x, "float32") if is_half else x
 
     return keras.tree.map_structure(wide, arrays)
 
@@ -793,6 +629,9 @@ def _view(x, dtype):
     return tf.bitcast(x, dtype) if tf else ops.view(x, dtype)
 
 
+# ---- One step of arrays ----
+
+
 def _at(x, t):
     """x[:, t] of (B, T, N), or x[:, t, None] of (B, T)."""
     return _uint16_to_bf16(x[:, t] if len(x.shape) == 3 else x[:, t, None])
@@ -810,8 +649,8 @@ def _reset_states(states, reset, t):
     """The states, with zeros where a sequence begins at step t."""
     if reset is None:
         return states
-    anew = _at(reset, t)
-    return [ops.where(anew, ops.zeros_like(x), x) for x in states]
+    begins = _at(reset, t)
+    return [ops.where(begins, ops.zeros_like(x), x) for x in states]
 
 
 def _put(x, t, value):
@@ -833,104 +672,55 @@ def _put_at(x, start, value):
     return ops.slice_update(x, start, _bf16_to_uint16(ops.cast(value, dtype)))
 
 
-# activation: (its value h, gradient g that reaches h) -> gradient of its input
-_PULLBACKS = {
-    RELU: lambda h, g: ops.where(h > 0, g, ops.zeros_like(g)),
-    keras.activations.tanh: lambda h, g: g * (1 - h * h),
-    keras.activations.sigmoid: lambda h, g: g * h * (1 - h),
-    LINEAR: lambda h, g: g,
-}
-
-
 # ---- The parallel form: a scan over maps ----
-# A step is a map h_{t-1} -> h_t, stored as a tuple of arrays: (m, s) is the map
-# h -> s + m * h, and (m, s, low, high) the same, clipped to [low, high]. A step
-# with ReLU is (u, a_t + b, 0, infinity); a masked step is
-# (1, 0, -the largest number, infinity).
 
 
 @_compiled
-def _parallel_forward(
-    a,
-    weights,
-    states,
-    *,
-    step,
-    dropout=None,
-    mask=None,
-    reset=None,
-    backwards=False,
-):
-    weights, (h0,) = _to_float32((weights, states), step)
-    (u,), (b,) = _apply_dropout(weights, dropout)
-    s = _to_float32(ops.flip(a, axis=1) if backwards else a, step)
-    s += _broadcast_over_time(b)
+def _parallel_forward(step, a, weights, states, steps):
+    """As `_forward`. A masked step is the map (1, 0, -largest, infinity)."""
+    ((u,), (b,)), (h0,) = _to_float32((weights, states))
+    s = _to_float32(a) + _broadcast_over_time(b)
     maps = _broadcast_over_time(u), s
     if step.activation is RELU:
         infinity = ops.full((1, 1, 1), np.inf, s.dtype)
-        # Finite, for infinity times zero would be no number.
-        s = ops.maximum(s, -_largest(s))
+        # Finite: infinity times zero would be NaN.
+        s = ops.maximum(s, -largest(s))
         maps = maps[0], s, ops.zeros_like(infinity), infinity
-    if mask is not None:
-        same = 1, 0, -_largest(s), np.inf
+    if steps.mask is not None:
+        same = 1, 0, -largest(s), np.inf
         maps = tuple(
-            ops.where(mask[:, :, None], x, ops.cast(y, x.dtype))
+            ops.where(steps.mask[:, :, None], x, ops.cast(y, x.dtype))
             for x, y in zip(maps, same)
         )
-    maps = _zero_at_resets(maps[0], reset), *maps[1:]
-    return (ops.cast(_scan(maps, h0), a.dtype),), ()
+    maps = _zero_at_resets(maps[0], steps.reset), *maps[1:]
+    return (ops.cast(scan(maps, h0), a.dtype),), ()
 
 
 @_compiled
-def _parallel_backward(
-    g,
-    g_ends,
-    all_states,
-    a,
-    weights,
-    states,
-    moments=(),
-    *,
-    step,
-    dropout=None,
-    mask=None,
-    reset=None,
-    backwards=False,
-):
+def _parallel_backward(step, g, saved, weights, states, steps):
     """As `_backward`. total_t is the whole gradient of h_t:
 
     total_t = g_t + j_{t+1} * total_{t+1},    j_t = dh_t / dh_{t-1}
     """
-    given = *all_states, weights, states
-    g, (h,), weights, (h0,) = _to_float32(
-        (g, all_states, weights, states), step
-    )
-    (u,), _ = _apply_dropout(weights, dropout)
-    j = step.pullback(h, _broadcast_over_time(u))
+    given = *saved, weights, states
+    (g,), (h,), ((u,), _), (h0,) = _to_float32((g, saved, weights, states))
+    mask, reset, _ = steps
+    pull_back = ACTIVATION_GRADIENTS[step.activation]
+    j = pull_back(h, _broadcast_over_time(u))
     if mask is not None:
         j = ops.where(mask[:, :, None], j, ops.ones_like(j))
     j = _zero_at_resets(j, reset)
     # From the end; what is behind the last step is multiplied by zero.
     maps = ops.flip(ops.roll(j, -1, axis=1), axis=1), ops.flip(g, axis=1)
-    # Finite, for an infinite gradient of what ReLU cuts off is none.
-    total = _scan(
-        maps,
-        ops.zeros_like(h0),
-        lambda g, f: tuple(map(_clip_to_finite, _compose(g, f))),
-    )
-    total = ops.flip(total, axis=1)
-    delta = step.pullback(h, total)
+    total = ops.flip(scan(maps, ops.zeros_like(h0), finite=True), axis=1)
+    delta = pull_back(h, total)
     if mask is not None:
         delta = ops.where(mask[:, :, None], delta, ops.zeros_like(delta))
     before = ops.concatenate([h0[:, None], h[:, :-1]], axis=1)
     products = delta * _zero_at_resets(before, reset)
     sums = (ops.sum(_to_accumulator(x), axis=1) for x in (products, delta))
-    gradients = (
-        ops.flip(delta, axis=1) if backwards else delta,
-        tuple((x,) for x in sums),
-        (j[:, 0] * total[:, 0],),
-    )
-    return _to_given_dtypes(gradients, given, dropout)
+    du, db = ((x,) for x in sums)
+    return _sum_and_cast((delta, (du, db), (j[:, 0] * total[:, 0],)), given)
 
 
 def _broadcast_over_time(weight):
@@ -943,87 +733,3 @@ def _zero_at_resets(x, reset):
     if reset is None:
         return x
     return ops.where(reset[:, :, None], ops.zeros_like(x), x)
-
-
-def _apply(f, h):
-    m, s, *bounds = f
-    h = s + m * h
-    return _clip(h, *bounds) if bounds else h
-
-
-def _compose(g, f):
-    """The map h -> g(f(h))."""
-    m, s = _clip_to_finite(g[0] * f[0]), g[1] + g[0] * f[1]
-    if len(f) == 2:
-        return m, s
-    low = _clip(g[1] + g[0] * f[2], *g[2:])
-    high = ops.where(g[0] == 0, ops.zeros_like(g[0]), g[0] * f[3])
-    high = _clip(g[1] + high, *g[2:])
-    low, high = ops.minimum(low, high), ops.maximum(low, high)
-    # What overflows is infinite, to be seen, unless a bound holds it back.
-    most = ops.where(high < np.inf, _largest(s), np.inf)
-    return m, _clip(s, -_largest(s), most), low, high
-
-
-def _clip(x, low, high):
-    """As `ops.clip`, of which old XLA (TensorFlow 2.20) makes NaN a number."""
-    return ops.where(x < low, low, ops.where(x > high, high, x))
-
-
-def _clip_to_finite(x):
-    return _clip(x, -_largest(x), _largest(x))
-
-
-def _largest(x):
-    return ops.cast(np.finfo(_dtype(x)).max, x.dtype)
-
-
-def _scan(maps, h, compose=_compose, apply=_apply):
-    """h_t = f_t(h_{t-1}) for every t, in O(log T) dependent steps.
-
-    Chunks of steps become one map each; the states between chunks are those
-    of a scan over these; and from there all chunks go on side by side.
-
-    Arguments:
-        maps: Arrays (B or 1, T, N or 1) that describe f_1 ... f_T; what has
-            one step in place of T is the same for all.
-        h: h_0, (B, N).
-        compose: (g, f) -> the arrays of h -> g(f(h)).
-        apply: (f, h) -> f(h).
-
-    Returns:
-        (B, T, N).
-    """
-
-    def states(steps, h):
-        after = itertools.accumulate(steps, lambda h, f: apply(f, h), initial=h)
-        return list(after)[1:]
-
-    length = max(x.shape[1] for x in maps)
-    if length <= CHUNK_STEPS:
-        steps = [
-            tuple(x[:, min(t, x.shape[1] - 1)] for x in maps)
-            for t in range(length)
-        ]
-        return ops.stack(states(steps, h), axis=1)
-    count = -(-length // CHUNK_STEPS)
-    # The padding is behind all steps, and what comes of it is cut off.
-    padding = [[0, 0], [0, count * CHUNK_STEPS - length], [0, 0]]
-    chunks = [
-        x
-        if x.shape[1] == 1
-        else ops.reshape(
-            ops.pad(x, padding), (-1, count, CHUNK_STEPS, x.shape[-1])
-        )
-        for x in maps
-    ]
-    steps = [
-        tuple(x if x.shape[1] == 1 else x[:, :, t] for x in chunks)
-        for t in range(CHUNK_STEPS)
-    ]
-    whole = functools.reduce(lambda f, g: compose(g, f), steps)
-    ends = _scan(whole, h, compose, apply)
-    h = ops.concatenate([h[:, None], ends[:, :-1]], axis=1)
-    h = ops.stack(states(steps, h), axis=2)
-    h = ops.reshape(h, (-1, count * CHUNK_STEPS, h.shape[-1]))
-    return h[:, :length]

@@ -6,16 +6,11 @@ Axis letters: B batch, T time, F input features, N units.
 import keras
 
 from ind_rnn import ElementwiseRNN, _cell_property
-from ind_rnn_recurrence import fused_activations
 from indy_cell import IndyGRUCell, IndyLSTMCell
 
 
 class _IndyLayer(ElementwiseRNN):
     recurrent_activation = _cell_property("recurrent_activation")
-
-    def fused_step(self):
-        activations = fused_activations(self.cell, *self.cell.step)
-        return activations and self.cell.step_type(*activations)
 
 
 @keras.saving.register_keras_serializable(package="ind_rnn")

@@ -4,7 +4,6 @@ To copy them into a project, take ind_rnn_cell.py along.
 """
 
 import copy
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,12 +13,10 @@ from keras import ops
 from ind_rnn_cell import (
     TimeConstants,
     _check_bools,
-    _check_known,
     _check_state,
     _check_step,
     _integer,
     _number,
-    _ThreadLocal,
 )
 
 
@@ -69,15 +66,6 @@ class _IndyCell:
 
     def __init__(self, units, dropout, recurrent_dropout, seed, **options):
         seed = None if seed is None else _integer("seed", seed)
-        for get, end in (
-            (keras.activations.get, "activation"),
-            (keras.initializers.get, "initializer"),
-            (keras.regularizers.get, "regularizer"),
-            (keras.constraints.get, "constraint"),
-        ):
-            _check_known(
-                get, **{x: options[x] for x in options if x.endswith(end)}
-            )
         if options["recurrent_initializer"] is None:
             uniform = keras.initializers.RandomUniform(-1.0, 1.0)
             options["recurrent_initializer"] = uniform
@@ -96,12 +84,6 @@ class _IndyCell:
         self.implementation = 2
         self.dropout_mask_count = None
         self.time_steps = None
-        self._thread_values = threading.local()
-
-    # Names of Keras' own; under others, its masks are again those of all
-    # threads.
-    _dropout_mask = _ThreadLocal()
-    _recurrent_dropout_mask = _ThreadLocal()
 
     def build(self, input_shape):
         _check_step(input_shape)
@@ -140,28 +122,25 @@ class _IndyCell:
         _check_state(
             "`states`", states, self.units, "inputs", inputs, count=count
         )
-        u, b = self.elementwise_weights()
+        if training and self.dropout > 0:
+            inputs = inputs * self.get_dropout_mask(inputs)
+        a, (u, b) = self.project(inputs)
         if training and self.recurrent_dropout > 0:
             mask = self.get_recurrent_dropout_mask(states[0])
             u = [x * mask for x in u]
-        if training and self.dropout > 0:
-            inputs = inputs * self.get_dropout_mask(inputs)
-        gates = ops.unstack(self.project(inputs), self.gates, axis=-2)
-        states = self.step(gates, states, (u, b))
+        step = self.step_type(self.activation, self.recurrent_activation)
+        states = step(ops.unstack(a, self.gates, axis=-2), states, (u, b))
         return states[0], states[0] if bare else [*states]
 
-    @property
-    def step(self):
-        return self.step_type(self.activation, self.recurrent_activation)
-
     def project(self, inputs):
-        """W x of shape (..., G, N), for one step or for any number of them."""
-        a = ops.matmul(inputs, self.kernel)
-        return ops.reshape(a, (*ops.shape(a)[:-1], self.gates, self.units))
+        """W x of shape (..., G, N), for one step or for any number of them.
 
-    def elementwise_weights(self):
-        """Factors of h and biases of the gates, (N,), in a tuple each."""
-        return self._by_gate(self.recurrent_kernel), self._biases()
+        And the weights that each step takes: the factors of h and the biases
+        of all gates, a tuple of (N,) each.
+        """
+        a = ops.matmul(inputs, self.kernel)
+        a = ops.reshape(a, (*ops.shape(a)[:-1], self.gates, self.units))
+        return a, (self._by_gate(self.recurrent_kernel), self._biases())
 
     def _initial_bias(self, shape, dtype=None):
         initializer = self.bias_initializer

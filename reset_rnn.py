@@ -57,19 +57,28 @@ class ResetRNN(keras.layers.RNN):
         training=False,
         reset=None,
     ):
-        if isinstance(mask, MaskAndReset):
+        if sequences.shape[1] == 0:
+            raise ValueError(
+                "`sequences` must have at least one time step, got shape "
+                f"{tuple(sequences.shape)}"
+            )
+        if isinstance(mask, MaskAndReset):  # from Bidirectional
             mask, reset = mask
-        mask = _check_per_step("mask", _mask_of(sequences, mask), sequences)
-        reset = _check_per_step("reset", reset, sequences)
+        mask = _mask_of(sequences, mask)
+        if mask is not None:
+            mask = _check_per_step("mask", mask, sequences)
+        if reset is not None:
+            reset = _check_per_step("reset", reset, sequences)
+            if self.go_backwards:  # The last step of a sequence is read first.
+                none = ops.zeros_like(reset[:, :1])
+                reset = ops.concatenate([reset[:, 1:], none], axis=1)
+            mask = MaskAndReset(mask, reset)
         return super().call(
-            sequences,
-            initial_state=initial_state,
-            mask=mask if reset is None else MaskAndReset(mask, reset),
-            training=training,
+            sequences, initial_state=initial_state, mask=mask, training=training
         )
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
-        mask, reset = self.split_mask_and_reset(mask)
+        mask, reset = split_mask_and_reset(mask)
         if reset is None:
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
@@ -91,27 +100,20 @@ class ResetRNN(keras.layers.RNN):
             ops.concatenate([sequences, flag], axis=-1), initial_state, mask
         )
 
-    def split_mask_and_reset(self, mask):
-        """The mask, and the steps that are read with a state of zeros.
-
-        These are the first steps of the sequences; the last ones with
-        `go_backwards`.
-        """
-        if not isinstance(mask, MaskAndReset):
-            return mask, None
-        mask, reset = mask
-        if self.go_backwards:
-            reset = ops.concatenate(
-                [reset[:, 1:], ops.zeros_like(reset[:, :1])], axis=1
-            )
-        return mask, reset
-
 
 class MaskAndReset(NamedTuple):
-    """A pair in place of a mask: Keras passes it on without a look."""
+    """A pair in place of a mask: `keras.layers.RNN` hands it on as it is.
+
+    `reset` is true at the steps that are read with a state of zeros.
+    """
 
     mask: object
     reset: object
+
+
+def split_mask_and_reset(mask):
+    """The mask and the resets, or None, from what stands in place of a mask."""
+    return mask if isinstance(mask, MaskAndReset) else (mask, None)
 
 
 class _ResetCell:

@@ -198,6 +198,7 @@ def test_which_backends_have_the_fused_recurrence():
     "file, chosen",
     [
         ("test_backends.py", "not on_jax"),
+        ("test_in_models.py", ""),
         ("test_examples.py", "killed and addition or initial_weights"),
     ],
 )
