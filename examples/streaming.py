@@ -86,10 +86,8 @@ class RecurrentStep(keras.layers.Layer):
             states = keras.tree.pack_sequence_as(cell.state_size, states)
             y, states = cell(x, states)
             return y, keras.tree.flatten(states)
-        h = cell.project(x) / self.unit
-        if cell.use_bias:
-            h += cell.bias / self.unit
-        h = cell.activation(h + cell.bounded_recurrent_kernel * states[0])
+        a, ((u,), (bias,)) = cell.project(x)
+        h = cell.activation((a + bias) / self.unit + u * states[0])
         return h * self.unit, [h]
 
 

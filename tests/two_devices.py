@@ -16,7 +16,7 @@ from deep_ind_rnn import stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_optimizer import TimeScaledAdam
-from runs import DISTRIBUTED, assert_same_run, run
+from runs import DISTRIBUTED, assert_same_run, main, refused
 
 T, F, N, BOUND = 12, 3, 8, 0.3
 tf.config.set_logical_device_configuration(
@@ -90,7 +90,7 @@ def test_steps_of_each_neuron_with_two_devices(mirrored):
 def test_statistics_are_those_of_each_replica(mirrored):
     """Each replica normalizes by, and keeps, those of its part of a batch."""
     with mirrored.scope():
-        model = network("stacked", place="before")
+        model = network("stacked", normalize_first=True)
         model.compile(keras.optimizers.SGD(0.01), "mse")
     stack = model.layers[0]
     dense = stack.layers[1].get_weights()
@@ -111,10 +111,9 @@ def test_statistics_are_those_of_each_replica(mirrored):
 
 def test_mirrored_example_equals_one_device(tmp_path, capsys):
     for strategy in ("alone", "mirrored"):
-        argv = [*DISTRIBUTED, str(tmp_path / strategy), "--strategy", strategy]
-        assert distributed_training.main(argv) is None
+        argv = [*DISTRIBUTED, tmp_path / strategy, "--strategy", strategy]
+        main(distributed_training, argv)
     assert_same_run(tmp_path / "mirrored", tmp_path / "alone")
-    code, error = run(
-        distributed_training, [*argv, "--batch-size", "9"], capsys
-    )
-    assert code == 2 and "--batch-size must be a multiple of the 2" in error
+    argv += ["--batch-size", 9]
+    words = "--batch-size must be a multiple of the 2"
+    refused(distributed_training, argv, capsys, words)
