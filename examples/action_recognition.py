@@ -24,7 +24,7 @@ import training
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 
 SHORTEST = 0.8  # of a sequence, for a crop
-# What depends on --dataset.
+# Defaults that depend on --dataset.
 DEFAULTS = {
     "msr": {
         "layers": 3,
@@ -52,7 +52,8 @@ DEFAULTS = {
 def split(sequences, args):
     """(for training, for testing), by subject or camera.
 
-    With --hold-out both are of the training part: nothing else is looked at.
+    With --hold-out both are from the training part, and the test part is not
+    used.
 
     Raises:
         arguments.UserError: If one of them is empty.
@@ -89,7 +90,7 @@ def split(sequences, args):
 def network(args, inputs):
     """The network of --model, from (B, frames, inputs) to logits (B, C).
 
-    What comes out of its recurrent layers is averaged over the frames.
+    The outputs of its recurrent layers are averaged over the frames.
     """
     shape = (args.frames, inputs)
     deep = {"dropout": args.dropout, "return_sequences": True}
@@ -119,7 +120,7 @@ def network(args, inputs):
 
 
 def plain(args, shape):
-    """Layers of Keras' own, each with dropout of one mask for all frames."""
+    """Layers to compare with; dropout has one mask for all frames."""
     model = keras.Sequential([keras.Input(shape)])
     for _ in range(args.layers):
         layer = arguments.BASELINES[args.model]
@@ -157,7 +158,7 @@ def inputs(joints, rows, args, rng, training=False):
 
 
 def probabilities(model, joints, args):
-    """Those of the classes (count, C), averaged over --test-crops crops.
+    """Class probabilities (count, C), averaged over --test-crops crops.
 
     The crops depend on --seed alone.
     """
@@ -178,7 +179,7 @@ def probabilities(model, joints, args):
 
 
 def confusion(labels, answers, classes):
-    """(C, C): how often (row) was taken for (column)."""
+    """(C, C): how often the class of a row was taken for that of a column."""
     result = np.zeros((classes, classes), int)
     np.add.at(result, (labels, answers), 1)
     return result
@@ -238,8 +239,8 @@ def parse(argv):
         "--hold-out",
         type=count,
         metavar="N",
-        help="a subject (or camera) of the training part, to test on in place "
-        "of the test part: for choosing settings (default: none)",
+        help="a subject (or camera) of the training part to test on instead of "
+        "the test part, for choosing settings (default: none)",
     )
     for name, text, kind in (
         ("layers", "of all networks but residual and dense", count),

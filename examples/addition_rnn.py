@@ -3,7 +3,7 @@
 A sequence has two features a step: a random number from [0, 1), and a marker
 that is 1 at two steps, one in each half, and 0 elsewhere. The target is the
 sum of the two marked numbers. Always answering 1 gives a mean squared error
-of 0.167 (1/6): what a network without memory stays at. Source: arXiv
+of 0.167 (1/6); a network without memory does not get below it. Source: arXiv
 1803.04831, section 5.1.
 
     python examples/addition_rnn.py --time-steps 5000 --units 32

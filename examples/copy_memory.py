@@ -1,9 +1,9 @@
 """The copy problem: write down ten symbols, hundreds of steps after them.
 
 A sequence shows ten symbols of eight kinds, then T - 1 blanks, then eleven
-markers; to write are T + 10 blanks and then, at the last ten markers, the ten
-symbols. A network without memory cannot do better than to guess them: a cross
-entropy of 10 ln 8 / (T + 20) per step. Source: arXiv 1710.02224, section 4.1.
+markers. The target is T + 10 blanks and then, at the last ten markers, the ten
+symbols. A network without memory can only guess them: a cross entropy of
+10 ln 8 / (T + 20) per step. Source: arXiv 1710.02224, section 4.1.
 
     python examples/copy_memory.py --time-steps 1000
 """

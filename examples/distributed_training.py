@@ -1,8 +1,8 @@
 """The adding problem in a loop of its own: alone, or on many devices.
 
 The same loop runs on one device, on all devices of one machine, and on several
-machines (workers), with the same result: a batch is split among them, their
-gradients are added up, and each applies the sum.
+machines (workers), with the same result: each device gets a part of the batch,
+the gradients are added up, and every device applies the sum.
 
     python examples/distributed_training.py
     python examples/distributed_training.py --strategy mirrored
@@ -42,7 +42,7 @@ CLUSTER = (
 
 
 def check_cluster(text):
-    """Raise a UserError unless TF_CONFIG has all workers, and which this is."""
+    """Raise a UserError unless TF_CONFIG names the workers and this one."""
     try:
         config = json.loads(text)
         (workers,) = config["cluster"].values()
@@ -80,9 +80,9 @@ def make_strategy(name):
 
 
 def distributed(strategy, batch, start, stop):
-    """An iterator of `batch(start)` ... `batch(stop - 1)`, again and again.
+    """An iterator that repeats `batch(start)` ... `batch(stop - 1)`.
 
-    Every worker draws whole batches, and feeds each of its replicas its rows.
+    Every worker draws whole batches, and gives each of its replicas its rows.
     """
     replicas = strategy.num_replicas_in_sync
 

@@ -3,7 +3,6 @@
 python examples/draw_curves.py out/indrnn out/lstm --column val_bpc
 """
 
-import argparse
 import csv
 import pathlib
 import sys
@@ -35,10 +34,7 @@ def read(run, column, over="minutes"):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.plain_parser(__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="DIR", help="where runs left their results"
     )
@@ -54,13 +50,7 @@ def main(argv=None):
         type=arguments.positive,
     )
     parser.add_argument("--log", action="store_true", help="logarithmic axis")
-    option(
-        parser,
-        "--out",
-        "out/curves.png",
-        "the picture to write, png, pdf or svg",
-        metavar="FILE",
-    )
+    arguments.add_picture(parser, "curves")
     args = parser.parse_args(argv)
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for run in args.runs:

@@ -5,7 +5,6 @@ Explained in docs/parallel_scan.md.
     python examples/draw_parallel_scan.py --out img/parallel_scan
 """
 
-import argparse
 import pathlib
 import sys
 
@@ -16,7 +15,7 @@ import arguments
 import training
 
 F, G = (1.0, 0.5, 0.0, np.inf), (-0.5, 2.0, 0.0, np.inf)  # (m, s, low, high)
-CHUNK, CHUNKS = 4, 3  # fewer than in the library, to be seen
+CHUNK, CHUNKS = 4, 3  # few enough to draw
 
 
 def apply(f, h):
@@ -89,10 +88,7 @@ def draw_scan(figure):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.plain_parser(__doc__)
     parser.add_argument(
         "--out", type=pathlib.Path, default="out/parallel_scan", metavar="DIR"
     )

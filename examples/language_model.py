@@ -26,11 +26,11 @@ import training
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 
 VALIDATION_ROWS, CHUNK = 10, 100
-# Arguments of what is done with a trained model.
+# Arguments that only matter after training.
 AFTERWARDS = (
     "sample", "temperature", "dynamic", "dynamic_rate", "dynamic_decay"
 )  # fmt: skip
-# What depends on --level.
+# Defaults that depend on --level.
 DEFAULTS = {
     "char": {
         "layers": 8,
@@ -91,7 +91,7 @@ def recurrent_layers(args, batch_size):
         "dropout": args.dropout,
         **arguments.normalization(args),
         "recurrent_max_abs": args.recurrent_max_abs,
-        # Of either sign: a neuron may also tell a symbol from the one before.
+        # Of either sign: with u < 0 a neuron can detect a change.
         "recurrent_initializer": keras.initializers.RandomUniform(
             -args.recurrent_max_abs, args.recurrent_max_abs
         ),
@@ -137,7 +137,7 @@ class TiedEmbedding(keras.layers.Embedding):
 
 @keras.saving.register_keras_serializable(package="language_model")
 class SymbolDropout(keras.layers.Dropout):
-    """Drops symbols from a batch, each wherever it occurs.
+    """Drops some symbols, wherever they occur in a batch.
 
     From [embedded (B, T, E), indices (B, T)] to (B, T, E).
     """
@@ -165,7 +165,7 @@ def build_model(args, symbols):
     model.compile(
         keras.optimizers.Adam(args.learning_rate, global_clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,  # would compile anew for each length
+        jit_compile=False,  # would compile once for each length
     )
     return model
 
@@ -183,11 +183,11 @@ class Nats(keras.metrics.Sum):
 
 
 def twin(args, symbols, batch_size, source=None):
-    """The network for other batches, to be evaluated; weights of `source`."""
+    """The network with another batch size, to evaluate weights of `source`."""
     model = network(args, symbols, batch_size)
     model.compile(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        # A sum, for Keras' means give short chunks the weight of others.
+        # A sum: in Keras' means, short chunks would count as much as others.
         metrics=[Nats()],
         jit_compile=False,
     )
@@ -197,7 +197,7 @@ def twin(args, symbols, batch_size, source=None):
 
 
 def stateful_layers(model):
-    """Its recurrent layers, also those of networks inside it."""
+    """The recurrent layers of a model and of the models inside it."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from stateful_layers(layer)
@@ -211,15 +211,15 @@ def reset_states(model):
 
 
 def copy_weights(source, target):
-    """All weights; Keras does not count states among them."""
+    """Copy all weights, but no states."""
     target.set_weights(source.get_weights())
 
 
 def evaluate(model, text, chunk=CHUNK):
     """The mean cross entropy of the next symbol in nats.
 
-    The text in as many rows as the batch of `model` has, read from their
-    beginnings in chunks of so many steps.
+    The text is cut into as many rows as a batch of `model` has. They are read
+    from the start, `chunk` steps at a time.
     """
     rows = penn_treebank.in_rows(text, model.input.shape[0])
     length = rows.shape[1] - 1
@@ -288,7 +288,7 @@ class Schedule(keras.callbacks.Callback):
 
 
 def plateaus(losses, patience):
-    """How often there were `patience` losses in a row without a new best."""
+    """How often `patience` losses in a row brought no new best one."""
     best, waited, count = math.inf, 0, 0
     for loss in losses:
         waited = 0 if loss < best else waited + 1
@@ -306,7 +306,7 @@ def scores(level, nats):
 
 
 def dynamic_evaluation(args, model, text, training_text):
-    """As `evaluate`, of a model that goes on learning from what it has read.
+    """As `evaluate`, while the model keeps learning from what it has read.
 
     After each segment of 20 steps, with the root r of the mean squared
     gradients of `training_text` and the trained weights w_0:
@@ -374,7 +374,7 @@ def dynamic_evaluation(args, model, text, training_text):
 
 
 def sample(args, model, symbols, count):
-    """`count` symbols that the model makes up, after the end of a sentence.
+    """Sample `count` symbols from the model, after the end of a sentence.
 
     Arguments:
         model: A `twin` with one row.
@@ -401,8 +401,8 @@ def parse(argv):
         "--data", metavar="DIR", required=True, help="of ptb.train.txt, ..."
     )
     for flag, default, text, kind in (
-        ("--recurrent-max-abs", 0.99, "of IndRNN, whose states are carried "
-         "for ever; as in the authors' code", positive),
+        ("--recurrent-max-abs", 0.99, "of IndRNN, whose states are never "
+         "reset; as in the authors' code", positive),
         ("--time-steps", 50, "the usual length of a segment", count(1)),
         ("--epochs", 1000, "at most", count(1)),
         ("--epoch-steps", 500, "training steps from one validation to the "
@@ -412,7 +412,7 @@ def parse(argv):
         ("--factor", 0.2, "by which it drops then", positive),
         ("--dynamic-rate", 1e-4, "learning rate of --dynamic", positive),
         ("--dynamic-decay", 0.02, "towards the trained weights", positive),
-        ("--sample", 0, "symbols to make up and print at the end", count(0)),
+        ("--sample", 0, "symbols to sample and print at the end", count(0)),
         ("--temperature", 1.0, "of --sample", positive),
     ):  # fmt: skip
         arguments.option(parser, flag, default, text, type=kind)
@@ -462,7 +462,7 @@ def parse(argv):
 
 
 def report(args, model, symbols, texts):
-    """The metrics of a trained network; prints what it makes up."""
+    """The metrics of a trained network; prints what it samples."""
     reader = twin(args, len(symbols), 1, source=model)
     judge = twin(args, len(symbols), VALIDATION_ROWS, source=model)
     nats = {

@@ -1,19 +1,18 @@
 """Look inside a trained network: what each of its neurons remembers.
 
 A neuron of an IndRNN depends on its own past alone, through one recurrent
-weight u: without input, its state falls to 1 % of what it was in
-log(0.01) / log|u| steps; for |u| >= 1, never. For each recurrent layer, neurons
-in the order of |u|, this draws their memory lengths and, given a sequence,
-their states over time, each as a share of its own largest one. After the
-figures of arXiv 1803.04831 and 1910.06251. (With relu, a neuron with u < 0
-forgets at once: what remains of its state is negative, and cut off.)
+weight u: without input, its state falls to 1 % in log(0.01) / log|u| steps, and
+never for |u| >= 1. For each recurrent layer, this draws the memory lengths of
+its neurons in the order of |u| and, given a sequence, their states over time,
+each relative to its own largest one. Like the figures of arXiv 1803.04831 and
+1910.06251. (With relu, a neuron with u < 0 forgets at once: u times its state
+is negative, and relu cuts it off.)
 
     python examples/look_inside.py out/addition_rnn --sequence adding
     python examples/look_inside.py out/sequential_mnist --sequence mnist.npz
     python examples/look_inside.py model.keras --sequence x.npy
 """
 
-import argparse
 import sys
 
 import keras
@@ -21,7 +20,7 @@ import numpy as np
 from matplotlib import pyplot
 
 import arguments
-import deep_ind_rnn  # noqa: F401, of which a model may have layers
+import deep_ind_rnn  # noqa: F401, registers layers for loading
 import training
 from addition_rnn import adding_batch
 from dilated_rnn import DilatedRNN
@@ -30,13 +29,13 @@ from sequential_mnist import TIME_STEPS, load_mnist, prepare
 
 
 def recurrent_layers(layer, dilation=1):
-    """The recurrent layers of IndRNNCell in a layer or model, bottom first.
+    """Find the recurrent layers with an IndRNNCell, bottom first.
 
-    However deep they are nested, in networks and in wrappers: `IndRNN`, and
-    `keras.layers.RNN` of one `IndRNNCell`.
+    They are `IndRNN` and `keras.layers.RNN` of one `IndRNNCell`, however deeply
+    nested in networks and wrappers.
 
     Returns:
-        {layer: dilation}, where dilations are 1 but in a `DilatedRNN`.
+        {layer: dilation}; the dilation is 1 outside a `DilatedRNN`.
     """
     if isinstance(layer, keras.layers.RNN):
         return {layer: dilation} if isinstance(layer.cell, IndRNNCell) else {}
@@ -62,7 +61,7 @@ def memory_lengths(u):
 def responses(model, layers, x):
     """The states of every layer over one sequence x: {layer: (steps, N)}.
 
-    In the order of time. Of a layer that the model does not call, none.
+    States are in the order of time. Layers that are not called are left out.
     """
     batch = model.input_shape[0] or 1
     found = {}
@@ -71,15 +70,14 @@ def responses(model, layers, x):
         inner_loop, wanted = layer.inner_loop, layer.return_sequences
 
         def recorded(*arguments, **options):
-            # Otherwise, Keras' own loop returns nothing but the last state.
+            # Otherwise Keras' own loop returns only the last state.
             layer.return_sequences = True
             result = inner_loop(*arguments, **options)
             layer.return_sequences = wanted
             states = np.asarray(result[1], "float32")
             if layer.go_backwards:
                 states = states[:, ::-1]
-            # A dilated layer has steps that lie apart side by side, in the
-            # batch.
+            # A dilated layer has its phases in the batch axis.
             states = np.moveaxis(states, 1, 0)
             found[layer] = states.reshape(-1, batch, states.shape[-1])[:, 0]
             return result
@@ -100,7 +98,7 @@ def read_sequence(what, index, shape):
     """A sequence for a model whose input has a given shape, without batch.
 
     Raises:
-        arguments.UserError: If it cannot be had, or has another shape.
+        arguments.UserError: If it cannot be read, or has another shape.
     """
     length = shape[0]
     if what == "adding":
@@ -215,10 +213,7 @@ def summary(layers, weights):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.plain_parser(__doc__)
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -236,13 +231,7 @@ def main(argv=None):
     )
     text = "of the test digit, or of the random adding sequence"
     option(parser, "--index", 0, text, type=arguments.count(0))
-    option(
-        parser,
-        "--out",
-        "out/look_inside.png",
-        "the picture to write, png, pdf or svg",
-        metavar="FILE",
-    )
+    arguments.add_picture(parser, "look_inside")
     args = parser.parse_args(argv)
     model, _ = training.load_network(args.model)
     layers = recurrent_layers(model)

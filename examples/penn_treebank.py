@@ -52,7 +52,7 @@ def load_text(directory, level):
 
 
 def symbols_of(line, level):
-    """The symbols of a sentence, its end included; none of an empty line."""
+    """The symbols of a sentence with its end; an empty line has none."""
     words = line.split()
     if not words:
         return []
@@ -60,14 +60,14 @@ def symbols_of(line, level):
 
 
 def text_of(symbols, level):
-    """The lines that have these symbols."""
+    """The text that consists of these symbols."""
     if level == "char":
         return "".join(symbols).replace("_", " ")
     return " ".join(symbols).replace(f" {END}", END).replace(f"{END} ", END)
 
 
 def in_rows(text, count):
-    """(n,) to (count, n // count): consecutive parts, one below another."""
+    """(n,) to (count, n // count): consecutive parts, one in each row."""
     length = len(text) // count
     return text[: length * count].reshape(count, length)
 
@@ -75,7 +75,7 @@ def in_rows(text, count):
 class Segments:
     """Where each training step begins and ends in rows of a given length.
 
-    A pass starts at a random place and goes on in segments of random lengths:
+    A pass starts at a random place and consists of segments of random lengths:
     most of about `time_steps`, one in twenty of about half as many (arXiv
     1910.06251). They are rounded to tenths of `time_steps`.
 

@@ -1,9 +1,9 @@
 """Sequential MNIST: the 784 pixels of a digit, one at a time.
 
-The network sees a digit pixel by pixel, row after row, and names it after the
-last one; `--permute` puts the pixels into one fixed random order first, which
-leaves only long-range structure; `--pad-noise` puts uniform noise after them.
-The epoch with the most held-out digits named is the one that is tested.
+The network reads a digit pixel by pixel, row by row, and classifies it after
+the last pixel. `--permute` first puts the pixels into one fixed random order,
+which leaves only long-range structure. `--pad-noise` appends uniform noise. The
+epoch with the best accuracy on held-out digits is the one that is tested.
 Sources: arXiv 1803.04831, section 5.2; arXiv 1710.02224, section 4.2.
 
     python examples/sequential_mnist.py --data mnist.npz
@@ -25,7 +25,7 @@ from ind_rnn import IndRNN
 TIME_STEPS = 784
 PERMUTATION_SEED = 92916  # the one of the DilatedRNN authors' code
 VALIDATION = 5000  # of the 60,000 training digits
-# What depends on --model: that of the dilated network, and of all others.
+# Defaults that depend on --model: of the dilated network, and of all others.
 DILATED = {
     "epochs": 20,
     "batch_size": 32,
@@ -46,7 +46,7 @@ def load_mnist(path=None):
     From an npz file with these keys, or from `keras.datasets.mnist`.
 
     Raises:
-        arguments.UserError: If they cannot be had.
+        arguments.UserError: If they cannot be read.
     """
     source = f"--data {path}"
     if path is None:
@@ -57,7 +57,7 @@ def load_mnist(path=None):
         else:
             with open(path, "rb") as file, np.load(file) as data:
                 train, test = (
-                    # Members that are no arrays come as bytes.
+                    # NumPy returns other members as bytes.
                     tuple(np.asarray(data[f"{name}_{part}"]) for name in "xy")
                     for part in ("train", "test")
                 )
@@ -83,14 +83,14 @@ def load_mnist(path=None):
 
 
 def load_parts(path=None):
-    """`load_mnist`, its training digits split: training, held out, test."""
+    """Digits for training, those held out, and those for the test."""
     (x, y), test = load_mnist(path)
     count = len(x) - min(VALIDATION, len(x) // 2)
     return (x[:count], y[:count]), (x[count:], y[count:]), test
 
 
 def shifted(x, pixels, rng):
-    """Digits (B, 784), each moved by up to `pixels` down or up and sideways."""
+    """Digits (B, 784), each moved by up to `pixels` in both directions."""
     margin = ((0, 0), (pixels, pixels), (pixels, pixels))
     padded = np.pad(x.reshape(-1, 28, 28), margin)
     corners = rng.integers(0, 2 * pixels + 1, (2, len(x), 1))
@@ -102,7 +102,7 @@ def shifted(x, pixels, rng):
 def prepare(x, permutation=None, length=TIME_STEPS, rng=None):
     """Pixels 0 ... 255 of shape (B, 784) to -1 ... 1 of shape (B, length, 1).
 
-    What `length` has beyond 784 is noise, uniform over -1 ... 1, from `rng`.
+    The steps after the 784 pixels are noise from `rng`, uniform over -1 ... 1.
     """
     x = x if permutation is None else x[:, permutation]
     x = x / 127.5 - 1
@@ -162,7 +162,7 @@ def network(args):
 
 
 def recurrent_network(args, return_sequences):
-    """From pixels to the features of the last step, or of all."""
+    """From pixels to the features of the last step, or of all steps."""
     shape = (args.pad_noise, 1)
     deep = {"dropout": args.dropout, "return_sequences": return_sequences}
     deep["long_memory"] = not return_sequences
@@ -291,29 +291,29 @@ def parse(argv):
         parser,
         "--pool",
         "last",
-        "what names the digit: the features of the last step, or their mean "
-        "over all steps",
+        "what the digit is classified by: the features of the last step, or "
+        "their mean over all steps",
         choices=("last", "mean"),
     )
     arguments.option(
         parser,
         "--shift",
         0,
-        "digits for training are moved by up to so many pixels, down or up "
-        "and sideways, anew in each epoch",
+        "each training digit is moved by up to this number of pixels in both "
+        "directions, differently in each epoch",
         type=arguments.count(0, 27),
     )
     arguments.option(
         parser,
         "--weight-decay",
         0.0,
-        "of AdamW, of matrices alone",
+        "of AdamW, for matrices only",
         type=arguments.not_negative,
     )
     parser.add_argument(
         "--initial-weights",
         metavar="FILE",
-        help="begin with the weights of a .keras file, or of a directory that "
+        help="start with the weights of a .keras file, or of a directory that "
         "this example left, instead of random ones (default: none)",
     )
     arguments.add_evaluate(parser)
@@ -331,7 +331,7 @@ def parse(argv):
 
 
 class Digits:
-    """The digits of --data, as sequences of the task of `args`."""
+    """The digits of --data as the sequences that `args` describe."""
 
     def __init__(self, args):
         self.args = args
@@ -352,7 +352,7 @@ class Digits:
         return self.sequences(x, 0), y
 
     def errors(self, model):
-        """Shares of the held-out and of the test digits misnamed."""
+        """The error rates on the held-out digits and on the test digits."""
 
         def error(x, y):
             answers = model.predict(x, batch_size=200, verbose=0)

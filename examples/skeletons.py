@@ -1,6 +1,6 @@
 """Skeleton data sets: reading, normalizing and sampling sequences of joints.
 
-MSR Action3D, 20 actions of ten persons, stands on the home page of Wanqing Li,
+MSR Action3D, 20 actions of ten persons, is on the home page of Wanqing Li,
 "MSR Action Recognition Datasets": a zip of files aAA_sSS_eEE_skeleton3D.txt
 (action, subject, execution), with a list files_used.txt of those to use, one
 name (aAA_sSS_eEE) a line. NTU RGB+D, 60 actions, is given by the ROSE lab (NTU
@@ -31,7 +31,7 @@ class Sequence(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """What the skeletons of a data set are like, and who is for training."""
+    """The skeletons of a data set, and its splits."""
 
     actions: tuple[str, ...]
     parents: tuple[int, ...]  # of each joint; the hip is its own
@@ -79,7 +79,7 @@ NTU_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
 
 
 def load_msr(path):
-    """The list of the Sequences that files_used.txt in the zip names.
+    """Read the Sequences that files_used.txt in the zip lists.
 
     Raises:
         arguments.UserError: If the file is not of the form described above.
@@ -173,7 +173,7 @@ def _finite(words):
 
 
 def load_ntu(path, missing=None):
-    """The list of the Sequences in the .skeleton files of a folder.
+    """Read the Sequences in the .skeleton files of a folder.
 
     Arguments:
         path: The folder.
@@ -226,8 +226,7 @@ def _ntu_sequence(file):
 def read_skeleton(path):
     """Joints (T, 2, 25, 3) of a .skeleton file; zeros where nobody is seen.
 
-    Of all bodies that are tracked, it holds the two whose joints go the
-    longest way, the longest first.
+    They are those of the two tracked bodies that move most, most first.
 
     Raises:
         arguments.UserError: If the file is not of the published form.
@@ -284,7 +283,7 @@ def read_skeleton(path):
 
 
 def way(joints):
-    """How far all joints (T, J, 3) go, over the frames that have them."""
+    """How far joints (T, J, 3) move in all, over the frames with a body."""
     seen = joints[joints.any(axis=(1, 2))]
     if not len(seen):
         return -1.0
@@ -292,13 +291,13 @@ def way(joints):
 
 
 def normalize(joints, dataset):
-    """Joints (T, P, J, 3) that do not depend on the place, nor on the size.
+    """Make joints (T, P, J, 3) independent of place and size.
 
-    Every joint is relative to the hip of its person, and the hip to where that
-    of the first person was at first. The median distance from hip to neck of
-    the first person is 1. If the data set has `shoulders`, they point along x
-    at first, and directions do not matter either. Frames without anybody are
-    left out; persons not seen are zeros.
+    Joints are relative to the hip of their person, and hips to the hip of the
+    first person in the first frame. The median distance from hip to neck of the
+    first person is 1. If the data set has `shoulders`, they point along x in
+    the first frame, which makes joints independent of direction too. Frames
+    without anybody are left out; persons who are not seen are zeros.
     """
     joints = joints[joints.any(axis=(1, 2, 3))]
     seen = joints.any(axis=(2, 3))  # (T, P)
@@ -329,10 +328,11 @@ def rotation(vertical, horizontal):
 
 
 def crop(joints, frames, rng, shortest):
-    """`frames` of T: one, anywhere, of each of as many equal parts.
+    """Sample `frames` frames of a random piece of a sequence.
 
-    The parts are those of a random piece of the sequence, no shorter than
-    `shortest` of it. Between two frames joints move in a straight line.
+    The piece is at least the share `shortest` of the sequence. It is cut into
+    `frames` equal parts, and one moment is drawn from each; between two frames,
+    joints move in a straight line.
     """
     last = len(joints) - 1
     span = last * rng.uniform(shortest, 1)
@@ -346,10 +346,11 @@ def crop(joints, frames, rng, shortest):
 
 
 def augment(x, rng, angle=0.6, stretch=0.25, noise=0.02):
-    """x (B, T, P, J, 3) turned, stretched along the axes, and with noise.
+    """Turn and stretch x (B, T, P, J, 3) at random, and add noise.
 
-    About the vertical axis by up to `angle`, in radians, about the horizontal
-    one by up to half of it; by up to `stretch`; normal, of deviation `noise`.
+    It is turned by up to `angle` radians about the vertical axis and by up to
+    half of it about the horizontal axis, stretched by up to `stretch` along
+    each axis, and `noise` is the standard deviation of the noise.
     """
     count = len(x)
     turned = rotation(
@@ -366,8 +367,8 @@ def augment(x, rng, angle=0.6, stretch=0.25, noise=0.02):
 def features(x, dataset, distances=(1, 5)):
     """From normalized joints (B, T, P, J, 3) to (B, T, 4 * P * J * 3).
 
-    Positions, how they have changed since one and since five frames, and the
-    direction of the bone from each joint to the one before it, to the hip.
+    They are positions, their changes over one and over five frames, and the
+    direction of the bone that leads from each joint towards the hip.
     """
     times = np.arange(x.shape[1])
     changes = [

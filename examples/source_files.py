@@ -1,11 +1,11 @@
 """Sixteen thousand steps of real data: whose source file is this?
 
 A network reads a Python file byte by byte, to its end or for `--time-steps`
-bytes; what is missing is filled with zeros. After the last step it names the
-package that the file is part of: Python's standard library, NumPy, Keras or
-TensorFlow. What gives the answer away, imports and the like, comes as a rule
-within the first thousand bytes. So the network has to remember it for fifteen
-thousand steps. The files are those of the installation that runs this.
+bytes; shorter files are padded with zeros. After the last step it names the
+package that the file belongs to: Python's standard library, NumPy, Keras or
+TensorFlow. The clues, such as imports, usually come within the first thousand
+bytes, so the network has to remember them for fifteen thousand steps. The files
+are those of the installation that runs this.
 
 The epoch with the lowest loss on held-out files is the one that is tested.
 
@@ -48,7 +48,7 @@ def find_files(package):
 
 
 def read(path, time_steps):
-    """The first bytes of a file, filled up with zeros: (T,), uint8."""
+    """The first bytes of a file, padded with zeros: (T,), uint8."""
     with open(path, "rb") as file:
         found = np.frombuffer(file.read(time_steps), "uint8")
     return np.pad(found, (0, time_steps - len(found)))
@@ -93,7 +93,7 @@ def build_model(args, steps):
 
 
 def recurrent_network(args):
-    """From features of all steps to those of the last one."""
+    """From features of all steps to those of the last step."""
     shape = (args.time_steps, args.features)
     if args.model in ("stacked", "residual"):
         build = {"stacked": stacked_ind_rnn, "residual": residual_ind_rnn}
@@ -142,7 +142,7 @@ def parse(argv):
 
 
 def errors(model, parts):
-    """Shares of the held-out and of the test files misnamed."""
+    """The error rates on the held-out files and on the test files."""
 
     def error(part):
         x, y = labelled(part)

@@ -10,10 +10,10 @@ TensorFlow nor Keras, runs them step by step:
     int8     weights, activations and states in int8
     int16    weights in int8, activations and states in int16
 
-The task is to name MNIST digits that come row by row (`--time-steps 28`) or
+The task is to classify MNIST digits that come row by row (`--time-steps 28`) or
 pixel by pixel (784). For each format it prints the size of the file, the time
 of a step in microseconds, the accuracy, and how far the outputs are from those
-of the whole network in Keras. Use `step_model`, `convert` and `Stream` for a
+of the network in Keras. Use `step_model`, `convert` and `Stream` for a
 network of your own. Needs `pip install ai-edge-litert`; without it,
 TensorFlow's own interpreter runs.
 
@@ -106,7 +106,7 @@ class RunningMean(keras.layers.Layer):
 
 
 class Normalization(keras.layers.Layer):
-    """Batch normalization in inference. That of Keras is bound to a rank."""
+    """Batch normalization in inference, for inputs of any rank."""
 
     def __init__(self, layer):
         super().__init__(dtype=layer.dtype_policy)
@@ -128,18 +128,18 @@ class Normalization(keras.layers.Layer):
 def step_model(model, units=None):
     """The model of one time step, with the weights of a model of sequences.
 
-    Called for each step of a sequence, and each time with the states of the
-    call before, it returns what `model` returns for the steps so far; with
-    `return_sequences`, the last step of that.
+    Call it for each step of a sequence, with the states that the call before
+    returned. It returns what `model` returns for the steps so far, or the last
+    step of that with `return_sequences`.
 
     Arguments:
         model: A Sequential or functional model from (B, T, F) to one output.
             It may have IndRNN, IndyLSTM, IndyGRU, Keras' LSTM, GRU, SimpleRNN
             and RNN, BatchNormalization, GlobalAveragePooling1D, and the layers
             of PER_STEP and NO_CHANGE, stacked, or with residual or dense
-            connections. Dropout is that of inference: none.
-        units: A dict {name of a state: (N,)}: where that of IndRNN with
-            "relu" or "linear" is given, it is kept divided by it.
+            connections. There is no dropout.
+        units: A dict {name of a state: (N,)}. A state of an IndRNN with "relu"
+            or "linear" is stored divided by its unit.
 
     Returns:
         A `keras.Model` from {"x": (1, F), "h0": (1, N), "h1": ...} to
@@ -241,9 +241,9 @@ def check(layer):
 def state_units(step, sequences):
     """The largest |state| of each neuron, by name: `units` of `step_model`.
 
-    Neurons that remember long have large states and small columns of the
-    kernel. Quantization has one scale for all, and would round these to zero.
-    With states in these units, all columns and states are of one size.
+    Neurons with a long memory have large states and small columns of the
+    kernel. Quantization has one scale for all, and would round such columns to
+    zero. In these units, all columns and states have about the same size.
     """
     stream = Stream(convert(step))
     top = {}
@@ -264,8 +264,8 @@ def convert(step, kind="float32", sequences=None):
     Arguments:
         step: The model of `step_model`.
         kind: One of FORMATS. Inputs and outputs of all are float32.
-        sequences: (count, T, F), float32, real ones. What values occur in
-            them, step by step, gives the ranges of "int8" and "int16".
+        sequences: (count, T, F), float32, from the data. The values that occur
+            in them give the ranges of "int8" and "int16".
 
     Raises:
         ValueError: If `kind` is unknown, or needs sequences.
@@ -300,10 +300,10 @@ def convert(step, kind="float32", sequences=None):
 
 
 class Stream:
-    """A converted step model in LiteRT's interpreter, which keeps the states.
+    """A converted step model in LiteRT's interpreter; it keeps the states.
 
     Arguments:
-        content: What `convert` returns, or what is in a file of it.
+        content: What `convert` returns, or the content of such a file.
 
     Call arguments:
         x: (F,), a time step.
@@ -315,7 +315,7 @@ class Stream:
     def __init__(self, content):
         self.interpreter = Interpreter(model_content=content, num_threads=1)
         self.interpreter.allocate_tensors()
-        # It is not kept: as long as there is one, `invoke` is refused.
+        # It is deleted: while it exists, `invoke` raises.
         signature = self.interpreter.get_signature_runner()
         self.inputs = signature.get_input_details()
         self.outputs = signature.get_output_details()

@@ -47,8 +47,6 @@ if keras.backend.backend() == "tensorflow":
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
-STEPS_PER_EXECUTION = 20  # on JAX
-
 
 def jit_compile(args):
     """Whether XLA is faster for the whole training step.
@@ -174,7 +172,7 @@ def train(
             history = resume(model, out, vars(args), afterwards)
         if tf is None:
             # Keras waits for JAX after every execution.
-            model.steps_per_execution = min(steps, STEPS_PER_EXECUTION)
+            model.steps_per_execution = min(steps, 20)
         while len(history) < args.epochs and not enough(history):
             epoch, start = len(history), time.perf_counter()
             seed_dropout(model, [args.seed, epoch])
