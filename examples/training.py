@@ -87,7 +87,7 @@ def batches(batch, steps, free=()):
     Their shapes may differ in the axes `free`.
     """
     if tf is None:
-        return map(batch, range(steps))
+        return Batches(batch, steps)
     signature = tuple(
         tf.TensorSpec(
             [None if i in free else n for i, n in enumerate(x.shape)], x.dtype
@@ -102,6 +102,21 @@ def batches(batch, steps, free=()):
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.with_options(options).prefetch(2)
+
+
+class Batches(keras.utils.PyDataset):
+    """What `batches` returns on JAX, where there is no tf.data."""
+
+    def __init__(self, batch, steps):
+        # With more workers, Keras 3.15 loses the first batch.
+        super().__init__(workers=1)
+        self.batch, self.steps = batch, steps
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, step):
+        return self.batch(step)
 
 
 class Interrupt(keras.callbacks.Callback):

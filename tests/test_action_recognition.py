@@ -136,21 +136,6 @@ def test_broken_msr_is_one_line(texts, words, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [None, b"not a zip", "truncated", "crc"])
-def test_broken_zip_is_one_line(content, tmp_path, capsys):
-    path = tmp_path / "msr.zip"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        write_msr(path)
-        whole = path.read_bytes()
-        half = whole.replace(b"a01_s03_e01\n", b"a01_s03_e02\n")
-        path.write_bytes(whole[:3000] if content == "truncated" else half)
-    argv = ["--data", path, "--out", tmp_path / "out"]
-    refused(example, argv, capsys, "msr.zip")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     "subjects, argv, words",
     [

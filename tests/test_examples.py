@@ -91,58 +91,41 @@ def test_which_epoch_is_best(column, values, expected):
     assert found == expected
 
 
-@pytest.mark.parametrize(
-    "model, cell, expected",
-    [
-        ("indrnn", None, True),
-        ("linear", None, True),
-        ("lstm", None, False),
-        ("residual", None, False),
-        ("dilated", "rnn", True),
-        ("dilated", "indrnn", True),
-        ("dilated", "gru", False),
-    ],
-)
-def test_which_networks_are_compiled(model, cell, expected, monkeypatch):
+def test_which_networks_are_compiled(monkeypatch):
     monkeypatch.undo()
-    args = types.SimpleNamespace(model=model, cell=cell)
-    assert training.jit_compile(args) is expected
+    compiled = {"indrnn", "linear", "dilated rnn", "dilated indrnn"}
+    for name in (*compiled, "lstm", "residual", "dilated gru"):
+        model, _, cell = name.partition(" ")
+        args = types.SimpleNamespace(model=model, cell=cell)
+        assert training.jit_compile(args) == (name in compiled)
 
 
-@pytest.mark.parametrize(
-    "normalization, first, expected",
-    [
-        ("batch", False, {"normalization": "batch", "normalize_first": False}),
-        ("rms", True, {"normalization": "rms", "normalize_first": True}),
-        ("none", False, {"normalization": None}),
-    ],
-)
-def test_normalization(normalization, first, expected):
-    argv = ["--normalization", normalization, *first * ["--normalize-first"]]
-    args = sequential_mnist.parse(argv)
-    assert arguments.normalization(args) == expected
-
-
-@pytest.mark.parametrize(
-    "example, choice, layers",
-    [
-        (addition_rnn, ["--model", "gru"], ["GRU"] * 2),
-        (addition_rnn, ["--model", "rnn"], ["SimpleRNN"] * 2),
-        (addition_rnn, ["--model", "indylstm"], ["IndyLSTM"] * 2),
-        (copy_memory, ["--model", "gru"], ["GRU"] * 2),
-        (copy_memory, ["--model", "rnn"], ["SimpleRNN"] * 2),
-        (sequential_mnist, ["--model", "gru"], ["GRU"] * 2),
-        (sequential_mnist, ["--model", "rnn"], ["SimpleRNN"] * 2),
-        (sequential_mnist, [*DILATED, "--cell", "gru"], ["GRU"] * 2),
-        (sequential_mnist, [*DILATED, "--cell", "indygru"], ["IndyGRU"] * 2),
+def test_normalization():
+    for argv, expected in (
+        ([], {"normalization": "batch", "normalize_first": False}),
+        (["--normalization", "none"], {"normalization": None}),
         (
-            sequential_mnist,
-            [*DILATED, "--cell", "rnn"],
-            ["SimpleRNNCell"] * 2,
+            ["--normalization", "rms", "--normalize-first"],
+            {"normalization": "rms", "normalize_first": True},
         ),
+    ):
+        args = sequential_mnist.parse(argv)
+        assert arguments.normalization(args) == expected
+
+
+@pytest.mark.parametrize(
+    "example, choice, kind",
+    [
+        (addition_rnn, ["--model", "rnn"], "SimpleRNN"),
+        (addition_rnn, ["--model", "indylstm"], "IndyLSTM"),
+        (copy_memory, ["--model", "gru"], "GRU"),
+        (sequential_mnist, ["--model", "gru"], "GRU"),
+        (sequential_mnist, [*DILATED, "--cell", "gru"], "GRU"),
+        (sequential_mnist, [*DILATED, "--cell", "indygru"], "IndyGRU"),
+        (sequential_mnist, [*DILATED, "--cell", "rnn"], "SimpleRNNCell"),
     ],
 )
-def test_networks_to_choose_from(example, choice, layers):
+def test_networks_to_choose_from(example, choice, kind):
     small = {addition_rnn: [], copy_memory: SMALL}
     argv = small.get(example, ["--layers", "2", "--units", "4"])
     args = example.parse([*argv, *choice])
@@ -153,7 +136,7 @@ def test_networks_to_choose_from(example, choice, layers):
         if not isinstance(layer, keras.layers.InputLayer)
     ]
     found = getattr(first, "cells", found)
-    assert [type(layer).__name__ for layer in found] == layers
+    assert [type(layer).__name__ for layer in found] == [kind] * 2
 
 
 @pytest.mark.parametrize(
@@ -349,8 +332,6 @@ def test_last_layer_starts_near_one():
 @pytest.mark.parametrize(
     "content, words",
     [
-        (None, ["No such file"]),
-        (b"this is not an npz file", []),
         ({"x_test": np.zeros((3, 5), "uint8")}, ["x_test", "(3, 5)"]),
         ({"y_train": np.zeros(3, "uint8")}, ["y_train", "(3,)"]),
         ({"x_train": np.zeros((48, 28, 28))}, ["x_train", "float64"]),
@@ -358,22 +339,16 @@ def test_last_layer_starts_near_one():
         ({"y_train": np.full(48, -3)}, ["y_train", "-3"]),
         ("npy", []),
         ("x_train", ["x_train"]),
-        ("truncated", []),
     ],
 )
 def test_broken_mnist_is_one_line(content, words, tmp_path, capsys):
     path = tmp_path / "mnist.npz"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif isinstance(content, dict):
+    if isinstance(content, dict):
         write_mnist(path, **content)
     elif content == "npy":
         with open(path, "wb") as file:
             np.save(file, np.zeros(3))
-    elif content == "truncated":
-        write_mnist(path)
-        path.write_bytes(path.read_bytes()[:2000])
-    elif content is not None:
+    else:
         np.savez(path, x_test=np.zeros((1, 28, 28), "uint8"))
     argv = ["--data", path, "--out", tmp_path / "out"]
     refused(sequential_mnist, argv, capsys, "mnist.npz", *words)

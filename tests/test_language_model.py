@@ -114,13 +114,15 @@ def test_load_text(level, expected, tmp_path):
 @pytest.mark.parametrize(
     "texts, words",
     [
-        ({"train": None}, ["ptb.train.txt", "No such file"]),
         ({"valid": None}, ["ptb.valid.txt", "No such file"]),
         ({"train": b"caf\xe9\n"}, ["ptb.train.txt", "utf-8"]),
         ({"test": ""}, ["ptb.test.txt", "expected words, got none"]),
         ({"train": "\n  \n"}, ["ptb.train.txt", "expected words, got none"]),
         ({"valid": "a zebra xyz\n"}, ["ptb.valid.txt", "'xyz', 'zebra'"]),
         ({"test": "unicorn\n"}, ["ptb.test.txt", "'unicorn'"]),
+        # Too little for the rows of a batch
+        ({"valid": "the cat saw\n"}, ["batch"]),
+        ({"train": " ".join(WORDS), "valid": "a cat saw"}, ["batch"]),
     ],
 )
 def test_broken_text_is_one_line(texts, words, tmp_path, capsys):
@@ -683,17 +685,3 @@ def test_dynamic_evaluation_equals_its_formula():
     assert found == pytest.approx(np.mean(losses), abs=1e-5)
     for w, value in zip(weights, expected, strict=True):
         np.testing.assert_allclose(w.numpy(), value, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "argv, texts",
-    [
-        (["--batch-size", "1000"], {}),
-        ([], {"valid": "the cat saw\n"}),
-    ],
-)
-def test_too_little_text_is_one_line(argv, texts, tmp_path, capsys):
-    data, out = write_ptb(tmp_path, **texts), tmp_path / "out"
-    argv = ["--data", data, "--level", "word", *argv, "--out", out]
-    refused(example, argv, capsys, "--data", "batch")
-    assert not out.exists()

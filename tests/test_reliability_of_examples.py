@@ -339,6 +339,15 @@ def of_one_damaged_byte(path, trap):
     path.write_bytes(content)
 
 
+def cut_off(path, trap):
+    np.savez(path, **dict.fromkeys(MNIST, np.zeros(4000)))
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def missing(path, trap):
+    path.unlink()
+
+
 def huge(path, trap):
     """An array of which there is but the header."""
     header = io.BytesIO()
@@ -352,30 +361,34 @@ def huge(path, trap):
 MNIST = [f"{kind}_{part}" for part in ("train", "test") for kind in "xy"]
 
 
+WRITERS = [of_objects, pickled, of_other_members, of_one_damaged_byte]
+WRITERS += [cut_off, missing, huge]
+
+
+@pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize(
-    "write", [of_objects, pickled, of_other_members, of_one_damaged_byte, huge]
-)
-@pytest.mark.parametrize(
-    "example, argv",
+    "example, argv, name",
     [
-        (sequential_mnist, []),
-        (action_recognition, []),
-        (action_recognition, ["--dataset", "ntu"]),
-        (language_model, ["--level", "char"]),
+        (sequential_mnist, [], ""),
+        (action_recognition, [], ""),
+        (
+            action_recognition,
+            ["--dataset", "ntu"],
+            "S001C001P001R001A001.skeleton",
+        ),
+        (language_model, ["--level", "char"], "ptb.train.txt"),
     ],
 )
-def test_foreign_data_is_one_line(write, example, argv, tmp_path, capsys):
-    path, trap, out = (tmp_path / name for name in ("data", "trap", "out"))
-    with open(tmp_path / "file.npz", "wb"):
-        write(tmp_path / "file.npz", trap)
-    data = tmp_path / "file.npz"
-    if example is language_model:
-        path.mkdir()
-        for part in ("train", "valid", "test"):
-            (path / f"ptb.{part}.txt").write_bytes(data.read_bytes())
-        data = path
-    elif argv:
-        path.mkdir()
-        data = data.rename(path / "S001C001P001R001A001.skeleton").parent
+def test_foreign_data_is_one_line(write, example, argv, name, tmp_path, capsys):
+    folder, trap, out = (tmp_path / word for word in ("data", "trap", "out"))
+    folder.mkdir()
+    path = folder / (name or "file.npz")
+    path.touch()
+    with open(path, "r+b"):
+        write(path, trap)
+    # NumPy adds the ending to a name without it.
+    for written in folder.glob("*.npz"):
+        written.rename(path)
+    data = folder if name else path
     refused(example, [*argv, "--data", data, "--out", out], capsys)
     assert not trap.exists() and not out.exists()
