@@ -365,30 +365,32 @@ WRITERS = [of_objects, pickled, of_other_members, of_one_damaged_byte]
 WRITERS += [cut_off, missing, huge]
 
 
+SKELETON = "S001C001P001R001A001.skeleton"
+PTB = [f"ptb.{part}.txt" for part in ("train", "valid", "test")]
+
+
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize(
-    "example, argv, name",
+    "example, argv, names",
     [
-        (sequential_mnist, [], ""),
-        (action_recognition, [], ""),
-        (
-            action_recognition,
-            ["--dataset", "ntu"],
-            "S001C001P001R001A001.skeleton",
-        ),
-        (language_model, ["--level", "char"], "ptb.train.txt"),
+        (sequential_mnist, [], ["file.npz"]),
+        (action_recognition, [], ["file.npz"]),
+        (action_recognition, ["--dataset", "ntu"], [SKELETON]),
+        (language_model, ["--level", "char"], PTB),
     ],
 )
-def test_foreign_data_is_one_line(write, example, argv, name, tmp_path, capsys):
-    folder, trap, out = (tmp_path / word for word in ("data", "trap", "out"))
-    folder.mkdir()
-    path = folder / (name or "file.npz")
-    path.touch()
-    with open(path, "r+b"):
+def test_foreign_data_is_one_line(
+    write, example, argv, names, tmp_path, capsys
+):
+    data, trap, out = (tmp_path / name for name in ("data", "trap", "out"))
+    data.mkdir()
+    for name in names:
+        path = data / "file.npz"
+        path.touch()
         write(path, trap)
-    # NumPy adds the ending to a name without it.
-    for written in folder.glob("*.npz"):
-        written.rename(path)
-    data = folder if name else path
+        if path.exists():
+            path.rename(data / name)
+    if names == ["file.npz"]:
+        data = data / "file.npz"
     refused(example, [*argv, "--data", data, "--out", out], capsys)
     assert not trap.exists() and not out.exists()
