@@ -154,17 +154,6 @@ def test_an_empty_part(subjects, argv, words, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_read_skeleton(tmp_path):
-    frames = ntu_frames(5)
-    path = tmp_path / f"{NAME}.skeleton"
-    path.write_text(ntu_text(frames))
-    joints = skeletons.read_skeleton(path)
-    assert joints.shape == (5, 2, 25, 3) and joints.dtype == np.float32
-    expected = [frame[0][1] for frame in frames]
-    np.testing.assert_allclose(joints[:, 0], expected, rtol=1e-6)
-    assert not joints[:, 1].any()
-
-
 def test_the_two_bodies_that_go_farthest(tmp_path):
     # These numbers are equal in float64 and float32, and must not be merged.
     first = 72057594037931690
@@ -190,6 +179,12 @@ def test_load_ntu(tmp_path):
     last = sequences[1]
     assert (last.label, last.subject, last.camera) == (59, 8, 3)
     assert len(skeletons.load_ntu(folder)) == 3
+    # The only body comes first.
+    first, second = np.moveaxis(sequences[0].joints, 1, 0)
+    frames = ntu_frames(4, seed=1)
+    expected = [frame[0][1] for frame in frames]
+    np.testing.assert_allclose(first, expected, rtol=1e-6)
+    assert first.dtype == np.float32 and not second.any()
 
 
 def test_ntu_splits(tmp_path):

@@ -108,6 +108,8 @@ def test_load_text(level, expected, tmp_path):
         [6, 8] if level == "char" else [3, 3]
     )
     assert symbols[texts["test"][-1]] == penn_treebank.END
+    rows = penn_treebank.in_rows(np.arange(8), 3)
+    np.testing.assert_array_equal(rows, [[0, 1], [2, 3], [4, 5]])
     for symbols, lines in (
         (expected, "the cat sat\na mat\n"),
         (["\n", "a", "\n", "\n", "b", "\n"], "\na\n\nb\n"),
@@ -207,12 +209,6 @@ def test_segments_depend_on_entropy_and_step_alone(monkeypatch):
         twice = [step for step in range(200) for _ in range(2)]
         found = list(threads.map(d, twice))
     assert found[::2] == found[1::2] == expected
-
-
-def test_in_rows():
-    np.testing.assert_array_equal(
-        penn_treebank.in_rows(np.arange(8), 3), [[0, 1], [2, 3], [4, 5]]
-    )
 
 
 ROWS = 2
@@ -440,7 +436,7 @@ def test_defaults_depend_on_the_level(level):
         ("residual", "char"),
         pytest.param("stacked", "word", marks=pytest.mark.slow),
         pytest.param("dense", "word", marks=pytest.mark.slow),
-        ("lstm", "char"),
+        pytest.param("lstm", "char", marks=pytest.mark.slow),
     ],
 )
 def test_it_leaves_its_results(

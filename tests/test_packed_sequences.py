@@ -10,16 +10,10 @@ import pytest
 import packed_sequences as example
 from cases import each_value
 from packed_sequences import BATCHES, END, LAYERS, PADDING
-from runs import history, main, refused, result, resumed
+from runs import history, refused, result, resumed
 from test_language_model import write_ptb
 
 SMALL = "--units 4 --embedding 3 --symbols 60 --time-steps 16".split()
-
-
-@pytest.fixture
-def ptb(tmp_path):
-    (tmp_path / "ptb").mkdir()
-    return ["--data", write_ptb(tmp_path / "ptb")]
 
 
 def parsed(*argv):
@@ -153,19 +147,19 @@ def test_each_sentence_is_read_alone(model, name):
     assert count == len(found)
 
 
+SLOW = ("padded", "lstm"), ("bucketed", "indygru"), ("packed", "indrnn")
+
+
 @pytest.mark.parametrize(
     "name, model",
-    [
-        ("padded", "lstm"),
-        pytest.param("bucketed", "indygru", marks=pytest.mark.slow),
-        pytest.param("packed", "indrnn", marks=pytest.mark.slow),
-        ("stream", "indylstm"),
-    ],
+    [("stream", "indylstm")]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW],
 )
-def test_it_leaves_its_results(name, model, ptb, tmp_path):
-    argv = [*ptb, *SMALL, "--batches", name, "--model", model]
-    main(example, argv, "--epochs", 2, "--sentences", 30, "--out", tmp_path)
-    metrics, rows = result(tmp_path)["metrics"], history(tmp_path)
+def test_results_of_a_killed_run(name, model, tmp_path, monkeypatch):
+    argv = ["--data", write_ptb(tmp_path), *SMALL, "--batches", name]
+    argv += ["--model", model, "--epochs", 2, "--sentences", 30]
+    out = resumed(example, argv, tmp_path, monkeypatch)
+    metrics, rows = result(out)["metrics"], history(out)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert 0 < metrics["padding"] < 1
     assert metrics["validation_bpc"] == min(row["val_bpc"] for row in rows)
@@ -174,16 +168,8 @@ def test_it_leaves_its_results(name, model, ptb, tmp_path):
         assert stream is None
     else:
         assert stream == pytest.approx(metrics["test_bpc"], rel=1e-4)
-    best = keras.models.load_model(tmp_path / "best.keras")
+    best = keras.models.load_model(out / "best.keras")
     assert best.input_shape[1] is None
-
-
-@pytest.mark.parametrize(
-    "name", ["stream", pytest.param("bucketed", marks=pytest.mark.slow)]
-)
-def test_a_killed_run_resumes_to_the_same_end(name, ptb, tmp_path, monkeypatch):
-    argv = [*ptb, *SMALL, "--epochs", 3, "--batches", name, "--sentences", 30]
-    resumed(example, argv, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["packed", "stream"])
