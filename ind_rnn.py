@@ -4,6 +4,8 @@ Same weights and same mathematics as `keras.layers.RNN(IndRNNCell(...))`. Axis
 letters: B batch, T time, F input features, N units.
 """
 
+import inspect
+
 import keras
 from keras import ops
 
@@ -34,9 +36,10 @@ LAYER_OPTIONS = (
 class ElementwiseRNN(ResetRNN):
     """What IndRNN, IndyLSTM and IndyGRU share: a layer with a fused recurrence.
 
-    Its cell has `step_type` and `project`.
+    A subclass names its cell, which has `step_type` and `project`.
     """
 
+    cell_type = None
     implementation = "auto"
 
     units = _cell_property("units")
@@ -55,9 +58,23 @@ class ElementwiseRNN(ResetRNN):
     recurrent_dropout = _cell_property("recurrent_dropout")
     seed = _cell_property("seed")
 
-    def __init__(self, cell, **options):
-        _check_bools(**{name: options[name] for name in LAYER_OPTIONS})
-        super().__init__(cell, **options)
+    def __init__(self, arguments):
+        """`arguments`: all of a subclass, by name; Keras' own in "kwargs"."""
+        kwargs = arguments["kwargs"]
+        of_layer = {name: arguments[name] for name in LAYER_OPTIONS}
+        _check_bools(**of_layer)
+        of_cell = inspect.signature(self.cell_type).parameters.keys()
+        super().__init__(
+            self.cell_type(
+                **{name: arguments[name] for name in of_cell - {"kwargs"}},
+                dtype=kwargs.get("dtype"),
+                trainable=kwargs.get("trainable", True),
+                name="cell",
+            ),
+            activity_regularizer=arguments["activity_regularizer"],
+            **of_layer,
+            **kwargs,
+        )
 
     def build(self, sequences_shape, initial_state_shape=None):
         if len(sequences_shape) != 3:
@@ -247,6 +264,8 @@ class IndRNN(ElementwiseRNN):
         18314
     """
 
+    cell_type = IndRNNCell
+
     def __init__(
         self,
         units,
@@ -277,59 +296,8 @@ class IndRNN(ElementwiseRNN):
         implementation="auto",
         **kwargs,
     ):
-        cell = IndRNNCell(
-            units,
-            activation=activation,
-            use_kernel=use_kernel,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            recurrent_initializer=recurrent_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            recurrent_regularizer=recurrent_regularizer,
-            bias_regularizer=bias_regularizer,
-            kernel_constraint=kernel_constraint,
-            recurrent_constraint=recurrent_constraint,
-            bias_constraint=bias_constraint,
-            recurrent_min_abs=recurrent_min_abs,
-            recurrent_max_abs=recurrent_max_abs,
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
-            seed=seed,
-            dtype=kwargs.get("dtype"),
-            trainable=kwargs.get("trainable", True),
-            name="ind_rnn_cell",
-        )
-        if implementation not in ("auto", "sequential", "parallel"):
-            raise ValueError(
-                '`implementation` must be "auto", "sequential" or "parallel", '
-                f"got {implementation!r}"
-            )
-        if implementation == "parallel":
-            if cell.activation not in (
-                keras.activations.relu,
-                keras.activations.linear,
-            ):
-                raise ValueError(
-                    '`implementation="parallel"` needs `activation` to be '
-                    f'"relu" or "linear", got {activation!r}'
-                )
-            if unroll:
-                raise ValueError(
-                    '`implementation="parallel"` cannot be unrolled, got '
-                    "`unroll=True`"
-                )
-        super().__init__(
-            cell,
-            activity_regularizer=activity_regularizer,
-            return_sequences=return_sequences,
-            return_state=return_state,
-            go_backwards=go_backwards,
-            stateful=stateful,
-            unroll=unroll,
-            zero_output_for_mask=zero_output_for_mask,
-            **kwargs,
-        )
+        super().__init__(locals())
+        _check_implementation(implementation, self.activation, unroll)
         self.implementation = implementation
 
     use_kernel = _cell_property("use_kernel")
@@ -338,3 +306,22 @@ class IndRNN(ElementwiseRNN):
 
     def get_config(self):
         return {**super().get_config(), "implementation": self.implementation}
+
+
+def _check_implementation(implementation, activation, unroll):
+    if implementation not in ("auto", "sequential", "parallel"):
+        raise ValueError(
+            '`implementation` must be "auto", "sequential" or "parallel", '
+            f"got {implementation!r}"
+        )
+    if implementation != "parallel":
+        return
+    if activation not in (keras.activations.relu, keras.activations.linear):
+        raise ValueError(
+            '`implementation="parallel"` needs `activation` to be '
+            f'"relu" or "linear", got {activation!r}'
+        )
+    if unroll:
+        raise ValueError(
+            '`implementation="parallel"` cannot be unrolled, got `unroll=True`'
+        )

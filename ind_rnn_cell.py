@@ -227,11 +227,8 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             h = h * self.get_recurrent_dropout_mask(h)
         if training and self.dropout > 0:
             inputs = inputs * self.get_dropout_mask(inputs)
-        h = self.bounded_recurrent_kernel * h
-        h = h + (ops.matmul(inputs, self.kernel) if self.use_kernel else inputs)
-        if self.use_bias:
-            h = h + self.bias
-        h = self.activation(h)
+        a, ((u,), (b,)) = self.project(inputs)
+        h = self.activation(a + u * h + b)
         return h, [h] if isinstance(states, (list, tuple)) else h
 
     def project(self, inputs):

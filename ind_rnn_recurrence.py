@@ -324,8 +324,8 @@ def _differentiable_on_tf(passes, step, a, weights, states, steps):
         result.set_shape((*a.shape[:2], a.shape[-1]))
 
         def gradient(*g):
-            # h, not the result inside: second gradients are to be noticed. In
-            # forward mode `h` is not assigned yet.
+            # Through h, the tape sees second gradients. In forward mode `h` is
+            # not assigned yet.
             all_states = (result if h is None else h, *others)
             saved = (a, *all_states) if passes.saves_gates else all_states
             return _first_gradients(
@@ -341,7 +341,7 @@ def _differentiable_on_tf(passes, step, a, weights, states, steps):
 
 
 def _first_gradients(backward, *arguments):
-    """The flat results of a backward pass. They have no gradients again."""
+    """The flat results of a backward pass, which have no gradients."""
 
     def second(*_):
         raise NotImplementedError(
@@ -594,8 +594,9 @@ def _split_batch(count, arrays):
 
 
 def _to_float32(arrays):
-    """Cast half precision to float32. Processors compute in float32 anyway, and
-    sums over many steps need it.
+    """Cast half precision to float32, which sums over many steps need.
+
+    It costs nothing: processors compute in float32 anyway.
     """
 
     def wide(x):
@@ -625,7 +626,7 @@ def _uint16_to_bf16(x):
 
 
 def _view(x, dtype):
-    """As `ops.view`, which cannot be without a known N."""
+    """As `ops.view`, which needs a known N."""
     return tf.bitcast(x, dtype) if tf else ops.view(x, dtype)
 
 

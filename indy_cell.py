@@ -64,25 +64,22 @@ class _IndyCell:
     forget_gate = None  # which of them
     step_type = None
 
-    def __init__(self, units, dropout, recurrent_dropout, seed, **options):
-        seed = None if seed is None else _integer("seed", seed)
+    def __init__(self, arguments):
+        """`arguments`: all of a subclass, by name; Keras' own in "kwargs"."""
+        own = arguments.keys() - {"self", "kwargs", "__class__"}
+        options = {name: arguments[name] for name in own} | arguments["kwargs"]
+        options["units"] = _integer("units", options["units"], minimum=1)
+        for name in ("dropout", "recurrent_dropout"):
+            options[name] = _number(name, options[name], below=1)
+        if options["seed"] is not None:
+            options["seed"] = _integer("seed", options["seed"])
         if options["recurrent_initializer"] is None:
             uniform = keras.initializers.RandomUniform(-1.0, 1.0)
             options["recurrent_initializer"] = uniform
         if options["bias_initializer"] is None:
             options["bias_initializer"] = GateTimeConstants()
-        super().__init__(
-            _integer("units", units, minimum=1),
-            dropout=_number("dropout", dropout, below=1),
-            recurrent_dropout=_number(
-                "recurrent_dropout", recurrent_dropout, below=1
-            ),
-            seed=seed,
-            **options,
-        )
-        # One mask for all gates; Keras takes one for each with 1.
-        self.implementation = 2
-        self.dropout_mask_count = None
+        super().__init__(**options)
+        self.dropout_mask_count = None  # One mask for all gates.
         self.time_steps = None
 
     def build(self, input_shape):
@@ -245,26 +242,7 @@ class IndyLSTMCell(_IndyCell, keras.layers.LSTMCell):
         **kwargs,
     ):
         _check_bools(use_bias=use_bias, unit_forget_bias=unit_forget_bias)
-        super().__init__(
-            units,
-            activation=activation,
-            recurrent_activation=recurrent_activation,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            recurrent_initializer=recurrent_initializer,
-            bias_initializer=bias_initializer,
-            unit_forget_bias=unit_forget_bias,
-            kernel_regularizer=kernel_regularizer,
-            recurrent_regularizer=recurrent_regularizer,
-            bias_regularizer=bias_regularizer,
-            kernel_constraint=kernel_constraint,
-            recurrent_constraint=recurrent_constraint,
-            bias_constraint=bias_constraint,
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
-            seed=seed,
-            **kwargs,
-        )
+        super().__init__(locals())
 
     def _bias_shape(self):
         return (4 * self.units,)
@@ -350,26 +328,7 @@ class IndyGRUCell(_IndyCell, keras.layers.GRUCell):
         **kwargs,
     ):
         _check_bools(use_bias=use_bias, reset_after=reset_after)
-        super().__init__(
-            units,
-            activation=activation,
-            recurrent_activation=recurrent_activation,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            recurrent_initializer=recurrent_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            recurrent_regularizer=recurrent_regularizer,
-            bias_regularizer=bias_regularizer,
-            kernel_constraint=kernel_constraint,
-            recurrent_constraint=recurrent_constraint,
-            bias_constraint=bias_constraint,
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
-            seed=seed,
-            reset_after=reset_after,
-            **kwargs,
-        )
+        super().__init__(locals())
 
     def _bias_shape(self):
         width = 3 * self.units

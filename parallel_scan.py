@@ -101,9 +101,7 @@ def compose(g, f, finite=False):
 
 
 def clip(x, low, high):
-    """As `ops.clip`, but NaN stays NaN. In old XLA (TensorFlow 2.20) it does
-    not.
-    """
+    """`ops.clip`, but NaN stays NaN in old XLA (TensorFlow 2.20), too."""
     return ops.where(x < low, low, ops.where(x > high, high, x))
 
 

@@ -4,6 +4,7 @@ This file stands alone: copy it into a project, or install and import it. Axis
 letters: B batch, T time, F input features, N units.
 """
 
+import inspect
 from typing import NamedTuple
 
 import keras
@@ -126,7 +127,9 @@ class _ResetCell:
     def __call__(self, inputs, states):
         flag = inputs[:, -1:]
         options = {}
-        if getattr(self.cell, "_call_has_training_arg", False):
+        if isinstance(self.cell, keras.layers.Layer) and (
+            "training" in inspect.signature(self.cell.call).parameters
+        ):
             options["training"] = self.training
         output, new = self.cell(
             inputs[:, :-1], _zeros_where(flag > 0, states), **options

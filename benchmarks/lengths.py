@@ -3,13 +3,13 @@
     python benchmarks/lengths.py
 
 Each layer is trained for two epochs on the same batches, each of another
-length, with `keras.Model.fit`; a figure is the seconds of an epoch, compilation
-included. Programs are counted as XLA compiles them.
+length, with `keras.Model.fit`. A figure is the seconds of an epoch, with
+compilation. Programs are those that XLA has compiled.
 
     python benchmarks/lengths.py --eager --lengths 40
 
-calls them outside of a `tf.function` instead, all in one process: predictions
-for batches of so many lengths, drawn from 1 to 200, then gradients.
+calls the layers outside of a `tf.function` instead, all in one process:
+predictions for batches of 40 lengths, drawn from 1 to 200, then gradients.
 """
 
 import os
@@ -107,11 +107,11 @@ def main(argv=None):
     print("| layer | first epoch, s | second epoch, s | XLA programs |")
     print("|---|---|---|---|")
     for name in LAYERS:
-        # A process for each, for what one compiles the next would find.
+        # A process for each: the next one would find its programs.
         words = (sys.argv[1:] if argv is None else argv) + ["--layer", name]
         result = subprocess.run(
             [sys.executable, __file__, *words],
-            # Let TensorFlow tell of each program that it makes.
+            # TensorFlow logs each program that XLA compiles.
             env={
                 **os.environ,
                 "TF_CPP_MIN_LOG_LEVEL": "0",

@@ -3,14 +3,14 @@
     python benchmarks/memory.py
 
 Six layers of 128 with batch normalization, as in `training_step.py`: forward,
-backward, and the update by Adam. Each line is measured in a process of its
-own, above what the process has had after a step over 20 time steps; an array
-is one of (B, T, N). `--recompute` adds lines where the backward pass computes
-the activations of each layer once more (`tf.recompute_grad`) instead of
-keeping them.
+backward, and the update by Adam. Each line has a process of its own, and is the
+peak beyond that of a step over 20 time steps. An array is one of (B, T, N).
+`--recompute` adds lines where the backward pass computes the activations of
+each layer again (`tf.recompute_grad`) instead of keeping them.
 """
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -23,26 +23,16 @@ NAMES = "IndRNN", "LSTM"
 
 
 def recomputed(model):
-    """Functions of the layers of a model, up to each normalization."""
+    """Functions of the parts of a model, each up to a normalization."""
     import keras
     import tensorflow as tf
 
-    def block(layers):
-        @tf.recompute_grad
-        def call(x):
-            for layer in layers:
-                x = layer(x, training=True)
-            return x
+    def recompute(part):
+        return tf.recompute_grad(lambda x: part(x, training=True))
 
-        return call
-
-    blocks = [[]]
-    for layer in model.layers:
-        if not isinstance(layer, keras.layers.InputLayer):
-            blocks[-1].append(layer)
-        if "normalization" in layer.name:
-            blocks.append([])
-    return [block(each) for each in blocks]
+    ends = [x.output for x in model.layers if "normalization" in x.name]
+    bounds = [model.inputs[0], *ends, model.outputs[0]]
+    return [recompute(keras.Model(*x)) for x in itertools.pairwise(bounds)]
 
 
 def measure(args):

@@ -4,11 +4,10 @@
     python benchmarks/training_step.py --network residual
 
 Six layers with batch normalization after each and a classifier on top, as on
-sequential MNIST; one step is forward, backward and the update by Adam. In
-place of the recurrences stand nothing (Dense and ReLU alone: the price of a
-network that remembers nothing) or LSTM layers; in place of our normalization
-that of Keras, others, or none. All are timed in one process, round robin; a
-figure is the median.
+sequential MNIST. One step is forward, backward and the update by Adam. Other
+rows have Dense + ReLU (the price of a network that remembers nothing) or LSTM
+instead of IndRNN, or Keras' batch normalization, another one, or none. All are
+timed in one process, round robin; a figure is the median.
 """
 
 import functools
@@ -18,7 +17,6 @@ import numpy as np
 import tensorflow as tf
 
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
-from ind_rnn import IndRNN
 from ind_rnn_normalization import BatchNormalization
 from timing import add_jit, conditions, medians, parser
 
@@ -27,13 +25,11 @@ OF_KERAS = keras.layers.BatchNormalization
 
 def plain(args, layer, normalization):
     """`stacked_ind_rnn` with something else in place of its layers."""
-    model = keras.Sequential([keras.Input((args.time_steps, 1))])
+    inputs = x = keras.Input((args.time_steps, 1))
     for _ in range(args.layers):
-        model.add(layer(args.units))
-        model.add(normalization(momentum=0.9, epsilon=1e-5))
-    model.add(keras.layers.Lambda(lambda x: x[:, -1]))
-    model.add(keras.layers.Dense(10))
-    return model
+        x = layer(args.units)(x)
+        x = normalization(momentum=0.9, epsilon=1e-5)(x)
+    return keras.Model(inputs, keras.layers.Dense(10)(x[:, -1]))
 
 
 def dense(units):
@@ -57,17 +53,14 @@ def ind_rnn(args, **options):
 
 def with_normalization_of_keras(model):
     def clone(layer):
-        kind, config = type(layer), layer.get_config()
-        if kind is BatchNormalization:
-            kind = OF_KERAS
-        if kind is IndRNN:
-            config["with_moments"] = False
-        return kind.from_config(config)
+        ours = type(layer) is BatchNormalization
+        kind = OF_KERAS if ours else type(layer)
+        return kind.from_config(layer.get_config())
 
     return keras.models.clone_model(model, clone_function=clone)
 
 
-# What stands in the rows, and its normalization.
+# The rows: layers, and their normalization.
 IND_RNN = {
     ("IndRNN", "batch"): ind_rnn,
     ("IndRNN", "batch, of Keras"): lambda args: with_normalization_of_keras(

@@ -16,7 +16,7 @@ import textwrap
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = """ind_rnn_cell ind_rnn indy_cell indy deep_ind_rnn
     ind_rnn_normalization ind_rnn_optimizer dilated_rnn reset_rnn
-    ind_rnn_recurrence""".split()
+    ind_rnn_recurrence parallel_scan""".split()
 CALLED_BY_KERAS = """build call compute_mask compute_output_shape from_config
     get_config inner_loop quantize save_own_variables update_step""".split()
 HEADER = """\

@@ -207,20 +207,37 @@ def computed(layer, x, h, mask, training=True):
     return result
 
 
+def assert_close(actual, expected, tolerance, name=""):
+    """Of nested arrays, up to `tolerance` * max(1, the largest value)."""
+    both = map(tf.nest.flatten, (actual, expected))
+    for a, b in zip(*both, strict=True):
+        a, b = (np.asarray(ops.cast(x, "float64")) for x in (a, b))
+        assert a.shape == b.shape, name
+        scale = max(1.0, np.nanmax(np.abs(b), initial=0))
+        np.testing.assert_allclose(
+            a, b, rtol=0, atol=tolerance * scale, err_msg=name
+        )
+
+
 def assert_same(actual, expected, dtype="float64"):
     assert actual.keys() == expected.keys()
     for name, value in actual.items():
-        target = expected[name]
-        assert value.shape == target.shape and value.dtype == target.dtype
-        target = np.asarray(ops.cast(target, "float64"))
-        scale = max(1.0, np.nanmax(np.abs(target), initial=0))
-        np.testing.assert_allclose(
-            np.asarray(ops.cast(value, "float64")),
-            target,
-            rtol=0,
-            atol=TOLERANCE[dtype] * scale,
-            err_msg=name,
-        )
+        assert value.dtype == expected[name].dtype, name
+        assert_close(value, expected[name], TOLERANCE[dtype], name)
+
+
+def fill(weights, scale=0.9):
+    """Give each weight values of `data`; variances are positive."""
+    for i, w in enumerate(weights):
+        value = data(*w.shape, phase=i, scale=scale)
+        positive = w.name in ("moving_variance", "trained")
+        w.assign(abs(value) if positive else value)
+
+
+def reloaded(model, folder):
+    """The model, saved in a folder and loaded."""
+    model.save(folder / "model.keras")
+    return keras.models.load_model(folder / "model.keras")
 
 
 def compiled(layer, mode, values, training=True):

@@ -1,4 +1,4 @@
-"""What chooses the cases of other tests leaves no value and no pair out."""
+"""The functions that choose cases leave out no value and no pair."""
 
 import itertools
 

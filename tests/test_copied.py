@@ -1,4 +1,4 @@
-"""A file that is copied alone passes its own tests: all that need no other."""
+"""Files that are copied out of the project work without the rest of it."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 TESTS = pathlib.Path(__file__).parent
-# In place of the files that are not there. What needs one is left out.
+# Stands for the files that are missing. A test that needs one is skipped.
 ABSENT = """
 import sys
 import types
@@ -20,7 +20,7 @@ import pytest
 
 class Absent:
     def __init__(self, *args, **kwargs):
-        pytest.skip("is not there")
+        pytest.skip("needs a file that is missing")
 
 
 for name in {absent}:
@@ -29,18 +29,7 @@ for name in {absent}:
     module.IndRNNCell = type("IndRNNCell", (Absent,), {{}})
     sys.modules[name] = module
 """
-MODULES = {
-    "ind_rnn_cell",
-    "ind_rnn_recurrence",
-    "ind_rnn",
-    "ind_rnn_normalization",
-    "ind_rnn_optimizer",
-    "deep_ind_rnn",
-    "dilated_rnn",
-    "reset_rnn",
-    "indy_cell",
-    "indy",
-}
+MODULES = {path.stem for path in TESTS.parent.glob("*.py")} - {"setup"}
 
 
 @pytest.mark.slow
@@ -69,3 +58,26 @@ def test_copied_file(module, least, tmp_path):
     assert result.returncode == 0, result.stdout[-3000:]
     (passed,) = re.findall(r"(\d+) passed", result.stdout)
     assert int(passed) >= least, result.stdout.splitlines()[-1]
+
+
+IN_PARALLEL = """
+import sys
+import numpy as np
+from ind_rnn import IndRNN
+y = IndRNN(2, implementation="parallel")(np.ones((1, 50, 3)))
+ours = {found} & {{*sys.modules}}
+assert y.shape == (1, 2) and "parallel_scan" in ours
+for name in ours:
+    assert sys.modules[name].__file__ == {folder!r} + f"/{{name}}.py"
+"""
+
+
+@pytest.mark.slow
+def test_files_of_ind_rnn(tmp_path):
+    """IndRNN needs no other files of ours than the README says."""
+    readme = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `IndRNN`, the fast layer.*", readme, re.M)
+    for file in re.findall(r"`(\w+\.py)`", row):
+        shutil.copy(TESTS.parent / file, tmp_path)
+    program = IN_PARALLEL.format(found=MODULES, folder=str(tmp_path))
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)

@@ -30,8 +30,7 @@ from pairs import (
 )
 
 TIMES = {
-    "eager": (1, 2),
-    "function": (2, 7),
+    "function": (1, 7),
     "unknown": (2, 7, 1),
     "jit": (1, 7),
 }
@@ -63,7 +62,7 @@ def test_equals_the_loop(case):
 COMPILED = [
     (drawn(i, activation=activation), mode)
     for i, (activation, mode) in enumerate(
-        every_pair(["relu", "tanh", softsign], TIMES)
+        every_pair(["relu", softsign], TIMES)
     )
 ]
 
@@ -87,32 +86,11 @@ def test_other_modes_and_lengths_equal_the_loop(case, mode):
 
 
 @pytest.mark.parametrize(
-    "activation, dtype, mask",
-    each_value(AXES["activation"], AXES["dtype"], ["holes", None]),
-)
-def test_long_sequences(activation, dtype, mask):
-    case = {
-        "dtype": dtype,
-        "activation": activation,
-        "mask": mask,
-        "go_backwards": mask is not None,
-        "initial_state": True,
-        "return_sequences": True,
-        "return_state": True,
-    }
-    fused, loop = pair(case, bound=2 ** (1 / 784))
-    values = inputs(case, time=784)
-    expected = compiled(loop, "unknown", values)(*values)
-    assert_same(computed(fused, *values), expected, dtype)
-    if mask and activation == "relu":
-        for mode in ("unknown", "jit"):
-            assert_same(compiled(fused, mode, values)(*values), expected, dtype)
-
-
-@pytest.mark.parametrize(
     "activation, policy, seed",
     each_value(
-        AXES["activation"], ["mixed_float16", "mixed_bfloat16"], range(2)
+        ["relu", "tanh", softsign],
+        ["mixed_float16", "mixed_bfloat16"],
+        range(2),
     ),
 )
 def test_mixed_precision(activation, policy, seed):
@@ -128,12 +106,7 @@ def test_mixed_precision(activation, policy, seed):
 
 @pytest.mark.parametrize(
     "dtype, jit_compile, activation",
-    [
-        ("float32", True, "relu"),
-        ("float64", False, "relu"),
-        ("float64", True, "tanh"),
-        ("float64", False, softsign),
-    ],
+    [("float32", True, "relu"), ("float64", False, softsign)],
 )
 def test_fit_equals_the_loop(dtype, jit_compile, activation):
     options = {"dtype": dtype, "activation": activation}

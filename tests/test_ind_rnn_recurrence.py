@@ -1,6 +1,5 @@
 """The two forms of IndRNN's recurrence, and what their programs are made of."""
 
-import functools
 import itertools
 import re
 
@@ -10,15 +9,17 @@ import pytest
 import tensorflow as tf
 
 import ind_rnn_recurrence
+import parallel_scan
 from cases import each_value, every_pair
 from ind_rnn import IndRNN
-from ind_rnn_cell import IndRNNCell
-from ind_rnn_recurrence import CHUNK_STEPS, PADDED_LENGTHS, IndRNNStep
+from ind_rnn_cell import IndRNNCell, IndRNNStep
+from ind_rnn_recurrence import PADDED_LENGTHS, Steps, fused_step
 from pairs import (
     AXES,
     B,
     F,
     N,
+    assert_close,
     assert_same,
     compiled,
     computed,
@@ -28,23 +29,21 @@ from pairs import (
     pair,
     softsign,
 )
+from parallel_scan import CHUNK_STEPS
 
 T = 19
 FORMS = ("sequential", "parallel")
 
 
 @pytest.mark.parametrize(
-    "activation, dtype, backwards, masked",
+    "activation, dtype, masked",
     every_pair(
-        [keras.activations.relu, keras.activations.linear, softsign],
+        [keras.activations.relu, softsign],
         ["float32", "bfloat16"],
-        [False, True],
         [False, True],
     ),
 )
-def test_loops_copy_no_whole_array(
-    activation, dtype, backwards, masked, request
-):
+def test_loops_copy_no_whole_array(activation, dtype, masked, request):
     """One copy of (B, T, N) a step would make the time quadratic in T."""
     if activation is softsign and dtype == "bfloat16" and not masked:
         request.applymarker(
@@ -55,28 +54,20 @@ def test_loops_copy_no_whole_array(
             )
         )
     x, u, h0 = (tf.ones(s, dtype) for s in ((B, T, N), (N,), (B, N)))
-    step = IndRNNStep(activation)
-    backward = (
-        ind_rnn_recurrence._backward
-        if step.pullback
-        else ind_rnn_recurrence._backward_again
-    )
+    step, weights = IndRNNStep(activation), ((u,), (u,))
+    passes = ind_rnn_recurrence._choose_passes(x, step, "sequential")
+    saved = (x, x) if passes.saves_gates else (x,)
     for function, given in (
-        (ind_rnn_recurrence._forward, (x, ((u,), (u,)), (h0,))),
-        (backward, (x, (), (x,), x, ((u,), (u,)), (h0,))),
+        (passes.forward, (x, weights, (h0,))),
+        (passes.backward, ((x,), saved, weights, (h0,))),
     ):
 
         @tf.function(jit_compile=True, autograph=False)
         def call(*tensors):
             *tensors, flags = tensors
             flags = flags if masked else None
-            return function(
-                *tf.nest.pack_sequence_as(given, tensors),
-                step=step,
-                mask=flags,
-                reset=flags,
-                backwards=backwards,
-            )
+            tensors = tf.nest.pack_sequence_as(given, tensors)
+            return function(step, *tensors, Steps(flags, flags))
 
         hlo = call.experimental_get_compiler_ir(
             *tf.nest.flatten(given), tf.ones((B, T), tf.bool)
@@ -87,20 +78,9 @@ def test_loops_copy_no_whole_array(
         assert not re.search(rf"\[{B},{T},{N}\]\S* (copy|convert)\(", loop)
 
 
-# Chunks, and chunks of chunks, that are full and that are not.
-TIMES = (
-    2,
-    CHUNK_STEPS,
-    CHUNK_STEPS + 1,
-    2 * CHUNK_STEPS,
-    CHUNK_STEPS**2,
-    CHUNK_STEPS**2 + 1,
-    3 * CHUNK_STEPS**2,
-)
-
-
 OF_PARALLEL = {
-    "time": (2, CHUNK_STEPS + 1, CHUNK_STEPS**2, CHUNK_STEPS**2 + 1),
+    # The last chunk, and the last chunk of chunks, has one step.
+    "time": (CHUNK_STEPS + 1, CHUNK_STEPS**2 + 1),
     "activation": ("relu", "linear"),
     "go_backwards": (False, True),
     "recurrent_dropout": (0.0, 0.4),
@@ -124,49 +104,13 @@ def test_parallel_equals_the_loop(case, mask):
     time = case["time"]
     parallel, loop = pair(case, bound=2 ** (1 / time))
     values = inputs(case, time=time)
-    assert_same(computed(parallel, *values), computed(loop, *values))
+    # Eagerly, lengths are padded to full chunks.
+    function = compiled(parallel, "function", values)
+    assert_same(function(*values), computed(loop, *values))
 
 
 @pytest.mark.parametrize(
-    "time", [1000, pytest.param(20_000, marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize(
-    "activation, mask", each_value(["linear", "relu"], [None, "holes"])
-)
-def test_long_sequences(time, activation, mask):
-    bound = 2 ** (1 / time)
-    results = {}
-    for dtype, form in itertools.product(("float64", "float32"), FORMS):
-        case = {
-            "dtype": dtype,
-            "activation": activation,
-            "mask": mask,
-            "initial_state": True,
-            "return_sequences": True,
-            "use_kernel": False,
-            "implementation": form,
-        }
-        layer, _ = pair(case, bound)
-        # On the bound and far inside, of both signs, float32 in all.
-        u = np.array([bound, -bound, 1.0, -0.999, 0.5], "float32")
-        layer.cell.recurrent_kernel.assign(u)
-        values = inputs({**case, "dtype": "float32"}, time=time)
-        values[:2] = [tf.cast(value, dtype) for value in values[:2]]
-        results[dtype, form] = computed(layer, *values)
-    exact = results["float64", "sequential"]
-    assert_same(results["float64", "parallel"], exact)
-    for name, value in exact.items():
-        errors = [
-            np.abs(tf.cast(results["float32", form][name], "float64") - value)
-            for form in FORMS
-        ]
-        sequential, parallel = (x.max() / np.abs(value).max() for x in errors)
-        # Over so many steps on the bound, rounding adds up in both forms.
-        assert parallel < max(1e-5, 1.5 * sequential), name
-
-
-@pytest.mark.parametrize(
-    "activation, mode", each_value(["relu", "linear"], ["jit", "function"])
+    "activation, mode", [("relu", "jit"), ("linear", "function")]
 )
 def test_parallel_compiled(activation, mode):
     case = {
@@ -176,16 +120,16 @@ def test_parallel_compiled(activation, mode):
         "return_sequences": True,
     }
     parallel, loop = pair(case)
-    values = inputs(case, time=70)
+    values = inputs(case, time=20)
     function = compiled(parallel, mode, values)
     assert_same(function(*values), computed(loop, *values))
 
 
 def test_parallel_where_powers_overflow():
     """u^T is infinite; ReLU keeps some states at zero, others at limits."""
-    time = 3000
+    time = 120
     x = np.abs(data(2, time, 4)) * np.array([-1, 1, -1, 1])
-    u = np.array([1.5, -1.5, -3.0, 0.9])
+    u = np.array([4.5, -4.5, -9.0, 0.9])
     results = []
     for form in FORMS:
         layer = IndRNN(
@@ -202,42 +146,35 @@ def test_parallel_where_powers_overflow():
     np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("time", [1, *TIMES, 1000, 100_000])
-def test_parallel_has_few_dependent_steps(time):
+def test_parallel_has_few_dependent_steps(monkeypatch):
     """Each entry counts the steps, one after another, that it depends on."""
 
-    def later(g, f):
+    def later(g, f, finite):
         return tuple(np.maximum(x, y) + 1 for x, y in zip(g, f, strict=True))
 
-    start = np.zeros((1, time, 1)), np.zeros((1, 1, 1))
-    depth = ind_rnn_recurrence._scan(
-        start,
-        np.zeros((1, 1)),
-        later,
-        lambda f, h: functools.reduce(np.maximum, [*f, h]) + 1,
-    )
-    assert depth.shape == (1, time, 1)
-    levels = next(n for n in itertools.count(1) if CHUNK_STEPS**n >= time)
-    assert np.max(depth) <= (2 * CHUNK_STEPS - 1) * levels
-    if time == 100_000:
-        assert np.max(depth) < 100
+    def applied(f, h):
+        return np.maximum(np.maximum(*f), h) + 1
+
+    monkeypatch.setattr(parallel_scan, "compose", later)
+    monkeypatch.setattr(parallel_scan, "apply", applied)
+    for time in (1, 2, 8, 9, 64, 65, 1000, 100_000):
+        start = np.zeros((1, time, 1)), np.zeros((1, 1, 1))
+        depth = parallel_scan.scan(start, np.zeros((1, 1)))
+        assert depth.shape == (1, time, 1)
+        levels = next(n for n in itertools.count(1) if CHUNK_STEPS**n >= time)
+        assert np.max(depth) <= (2 * CHUNK_STEPS - 1) * levels
+    assert np.max(depth) < 100
 
 
-@pytest.mark.parametrize(
-    "options, name",
-    [
+def test_impossible_implementations():
+    for options, name in (
         ({"implementation": "fast"}, "implementation"),
         ({"implementation": None}, "implementation"),
         ({"implementation": "parallel", "activation": "tanh"}, "activation"),
         ({"implementation": "parallel", "unroll": True}, "unroll"),
-    ],
-)
-def test_impossible_implementations(options, name):
-    with pytest.raises(ValueError, match=f"`{name}"):
-        IndRNN(4, **options)
-
-
-def test_parallel_needs_the_number_of_steps():
+    ):
+        with pytest.raises(ValueError, match=f"`{name}"):
+            IndRNN(4, **options)
     layer = IndRNN(4, implementation="parallel")
     call = tf.function(layer, input_signature=[tf.TensorSpec((2, None, 3))])
     with pytest.raises(ValueError, match='`implementation="parallel"`.*None'):
@@ -250,7 +187,7 @@ def test_parallel_needs_the_number_of_steps():
 @pytest.mark.parametrize(
     "activation, time, fits",
     [("relu", 40, True), ("linear", 40, True), ("tanh", 40, False),
-     ("relu", 10, False), ("relu", None, False)],
+     ("relu", 16, False), ("relu", None, False)],
 )  # fmt: skip
 def test_automatic_choice(monkeypatch, activation, time, fits, on_gpu):
     monkeypatch.setattr(ind_rnn_recurrence, "_on_gpu", lambda a: on_gpu)
@@ -258,16 +195,16 @@ def test_automatic_choice(monkeypatch, activation, time, fits, on_gpu):
     a = keras.KerasTensor((B, time, N))
     for form, expected in (("auto", fits and on_gpu), ("sequential", False)):
         step = IndRNNStep(activation)
-        found = ind_rnn_recurrence._is_parallel(form, step, a)
-        assert found is expected
+        found = ind_rnn_recurrence._choose_passes(a, step, form).forward
+        assert (found is ind_rnn_recurrence._parallel_forward) is expected
 
 
 @pytest.mark.parametrize(
     "case, mode, batch",
-    every_pair(
+    each_value(
         [("relu", None), ("relu", "holes"), (softsign, "left")],
         ["function", "unknown"],
-        [B, 1],
+        [B, B, 1],
     ),
 )
 def test_parts_of_a_batch(monkeypatch, case, mode, batch):
@@ -278,9 +215,9 @@ def test_parts_of_a_batch(monkeypatch, case, mode, batch):
     sizes = []
     forward = ind_rnn_recurrence._forward
 
-    def spy(a, *arguments, **options):
+    def spy(step, a, *arguments):
         sizes.append(a.shape[0])
-        return forward(a, *arguments, **options)
+        return forward(step, a, *arguments)
 
     monkeypatch.setattr(ind_rnn_recurrence, "_forward", spy)
     activation, mask = case
@@ -319,53 +256,51 @@ def test_parts_of_a_batch(monkeypatch, case, mode, batch):
 def test_number_of_parts(monkeypatch, shape, threads, parts):
     monkeypatch.setattr(ind_rnn_recurrence.os, "cpu_count", lambda: threads)
 
-    a = keras.KerasTensor(shape)
+    splits = ind_rnn_recurrence._batch_splits
 
     def number(compiled):
         found = []
-        tf.function(
-            lambda: found.append(ind_rnn_recurrence._batch_splits(a)),
-            jit_compile=compiled,
-        )()
+        call = tf.function(
+            lambda: found.append(splits(shape)), jit_compile=compiled
+        )
+        call()
         return found[0]
 
     assert number(False) == parts
     # One thread is all that there is for a program of XLA's.
     assert number(True) == 0
-    assert ind_rnn_recurrence._batch_splits(a) == 0  # eagerly
+    assert splits(shape) == 0  # eagerly
 
 
-@pytest.mark.parametrize("go_backwards", [False, True])
-def test_a_stream_of_200_lengths_needs_few_programs(monkeypatch, go_backwards):
+PASSES = "_forward", "_backward", "_parallel_forward", "_parallel_backward"
+
+
+@pytest.fixture
+def lengths(monkeypatch):
+    """The lengths for which passes are compiled, known when they run."""
     seen = set()
+    for name in PASSES:
+        function = getattr(ind_rnn_recurrence, name)
 
-    def see(*shape):
-        seen.add(tuple(map(int, shape)))
+        def spy(step, x, *arguments, function=function, **options):
+            length = tf.shape(tf.nest.flatten(x)[0])[1]
+            tf.numpy_function(lambda t: seen.add(int(t)), [length], [])
+            return function(step, x, *arguments, **options)
 
-    forward = ind_rnn_recurrence._forward
+        monkeypatch.setattr(ind_rnn_recurrence, name, spy)
+    return seen
 
-    def spy(a, *arguments, **options):
-        # What XLA compiles for is known when it runs.
-        tf.numpy_function(see, tf.unstack(tf.shape(a)), [])
-        return forward(a, *arguments, **options)
 
-    monkeypatch.setattr(ind_rnn_recurrence, "_forward", spy)
-    case = {"return_sequences": True, "go_backwards": go_backwards}
-    fused, loop = pair(case)
-    call = tf.function(
-        fused, input_signature=[tf.TensorSpec((B, None, F), "float64")]
+def test_a_stream_of_many_lengths_needs_few_programs(lengths):
+    fused, loop = pair({"return_sequences": True, "go_backwards": True})
+    signature = [tf.TensorSpec((B, None, F), "float64")]
+    call, expected = (
+        tf.function(layer, input_signature=signature) for layer in (fused, loop)
     )
-    expected = tf.function(
-        loop, input_signature=[tf.TensorSpec((B, None, F), "float64")]
-    )
-    for time in range(1, 201):
-        x = inputs(case, time=time)[0]
-        if time % 20 == 1:
-            np.testing.assert_allclose(call(x), expected(x), atol=1e-10)
-        else:
-            assert call(x).shape == (B, time, N)
-    assert len(seen) <= 5
-    assert {shape[1] for shape in seen} <= set(PADDED_LENGTHS)
+    for time in (1, 2, 15, 16, 17, 40, 64, 65, 200):
+        x = inputs({}, time=time)[0]
+        assert_close(call(x), expected(x), 1e-10)
+    assert lengths == {16, 32, 64, 128, 256} <= {*PADDED_LENGTHS}
 
 
 @pytest.mark.parametrize(
@@ -373,22 +308,9 @@ def test_a_stream_of_200_lengths_needs_few_programs(monkeypatch, go_backwards):
     each_value(FORMS, [False, True], [None, "holes"]),
 )
 def test_eager_calls_of_many_lengths_need_few_programs(
-    monkeypatch, form, go_backwards, mask
+    lengths, form, go_backwards, mask
 ):
-    """Two lengths have their own, all others share those of powers of two."""
-    monkeypatch.setattr(ind_rnn_recurrence, "_exact_lengths", {})
-    lengths = set()
-    names = {"sequential": ("_forward", "_backward")}.get(
-        form, ("_parallel_forward", "_parallel_backward")
-    )
-    for name in names:
-        function = getattr(ind_rnn_recurrence, name)
-
-        def spy(a, *arguments, function=function, **options):
-            lengths.add(a.shape[1])
-            return function(a, *arguments, **options)
-
-        monkeypatch.setattr(ind_rnn_recurrence, name, spy)
+    """They share those of powers of two, in whatever order they come."""
     case = {
         "mask": mask,
         "go_backwards": go_backwards,
@@ -399,10 +321,10 @@ def test_eager_calls_of_many_lengths_need_few_programs(
         "implementation": form,
     }
     fused, loop = pair(case)
-    for time in (20, 3, 2, 16, 17, 31, 32, 33):
+    for time in (20, 3, 2, 16, 17, 32, 33):
         values = inputs(case, time=time)
         assert_same(computed(fused, *values), computed(loop, *values))
-    assert lengths <= {20, 3, 16, 32, 64} and {20, 3, 32} <= lengths
+    assert lengths == {16, 32, 64}
 
 
 def test_where_a_layer_runs(monkeypatch):
@@ -440,10 +362,12 @@ class Scaled:
 
 
 TEMPERATURE = tf.Variable(0.5, dtype="float64")
+SLOPE = tf.constant(0.5, "float64")
 # Whose output is no function of z alone.
 IMPURE = {
     "noise": lambda z: z + tf.random.normal(tf.shape(z), dtype=z.dtype),
     "Keras' noise": lambda z: keras.random.dropout(z, 0.5),
+    "outer tensor": lambda z: SLOPE * z,
     "variable": lambda z: z * tf.cast(TEMPERATURE, z.dtype),
     "numpy_function": lambda z: tf.ensure_shape(
         tf.numpy_function(np.tanh, [z], z.dtype), z.shape
@@ -453,50 +377,9 @@ IMPURE = {
 
 @pytest.mark.parametrize("name", IMPURE)
 def test_an_activation_that_is_no_function_takes_keras_loop(name):
-    cell = IndRNNCell(N, activation=IMPURE[name], dtype="float64")
-    assert ind_rnn_recurrence.fused_activations(cell, cell.activation) is None
     layer = IndRNN(N, activation=IMPURE[name], dtype="float64")
+    assert fused_step(layer.cell) is None
     assert layer(data(B, T, F)).shape == (B, N)
-
-
-def test_noise_has_the_gradient_of_its_own_draw():
-    """y = a + u h + noise * h: the gradient of a tells which noise it was."""
-    noisy = []
-
-    def activation(z):
-        noise = tf.random.uniform(tf.shape(z), dtype=z.dtype)
-        noisy.append(noise)
-        return z * noise
-
-    layer = IndRNN(
-        N,
-        activation=activation,
-        use_kernel=False,
-        recurrent_initializer="zeros",
-        return_sequences=True,
-        dtype="float64",
-    )
-    x = tf.constant(data(B, T, N))
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x)
-    np.testing.assert_allclose(tape.gradient(y, x), y / x, rtol=1e-12)
-
-
-def test_an_outer_tensor_has_its_gradient():
-    x, slope = data(B, T, F), tf.constant(0.7, "float64")
-    layer = IndRNN(N, activation=lambda z: slope * z, dtype="float64")
-    with tf.GradientTape() as tape:
-        tape.watch(slope)
-        loss = tf.reduce_sum(layer(x) ** 2)
-    losses = []
-    for value in (0.7 + 1e-6, 0.7 - 1e-6):
-        other = IndRNN(N, activation=lambda z, v=value: v * z, dtype="float64")
-        other.build(x.shape)
-        other.set_weights(layer.get_weights())
-        losses.append(float(tf.reduce_sum(other(x) ** 2)))
-    expected = (losses[0] - losses[1]) / 2e-6
-    np.testing.assert_allclose(tape.gradient(loss, slope), expected, rtol=1e-5)
 
 
 def test_an_activation_is_traced_once_and_both_passes_see_that():
@@ -534,37 +417,29 @@ def test_tracing_an_activation_draws_no_random_numbers():
         keras.utils.set_random_seed(3)
         keras.random.normal((1,))
         cell = IndRNNCell(N, activation=activation)
-        ind_rnn_recurrence.fused_activations(cell, activation)
+        fused_step(cell)
         drawn.append(float(keras.random.normal((1,))[0]))
     assert drawn[0] == drawn[1]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_adds_up_in_single(dtype):
-    """800 steps of u = 1 lose no more than the rounding of the result."""
-    x = np.full((1, 800, 2), 0.25)
-    for form in FORMS:
-        layer = IndRNN(
-            2,
-            use_kernel=False,
-            use_bias=False,
-            recurrent_initializer="ones",
-            implementation=form,
-            dtype=dtype,
-        )
-        result = layer(tf.constant(x, dtype))
-        assert result.dtype == dtype
-        np.testing.assert_array_equal(tf.cast(result, "float32"), 200.0)
-
-
-def operations(function):
-    """The types of all operations of a concrete function, those inside too."""
-    graph = function.graph.as_graph_def()
-    nodes = [*graph.node]
-    for inner in graph.library.function:
-        nodes += inner.node_def
-        assert not inner.attr["_XlaMustCompile"].b
-    return {node.op for node in nodes}
+@pytest.mark.parametrize(
+    "dtype, form", [("float16", "sequential"), ("bfloat16", "parallel")]
+)
+def test_half_precision_adds_up_in_single(dtype, form):
+    """100 steps of u = 1 lose no more than the rounding of the result."""
+    x = tf.fill((1, 100, 2), tf.constant(0.34, dtype))
+    layer = IndRNN(
+        2,
+        use_kernel=False,
+        use_bias=False,
+        recurrent_initializer="ones",
+        implementation=form,
+        dtype=dtype,
+    )
+    result = layer(x)
+    assert result.dtype == dtype
+    expected = tf.cast(100 * tf.cast(x[:, 0], "float32"), dtype)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_one_step_needs_no_program():
@@ -572,4 +447,9 @@ def test_one_step_needs_no_program():
     step = tf.function(layer).get_concrete_function(
         tf.TensorSpec((B, 1, F), "float64")
     )
-    assert not [name for name in operations(step) if "Xla" in name]
+    graph = step.graph.as_graph_def()
+    nodes = [*graph.node]
+    for inner in graph.library.function:
+        nodes += inner.node_def
+        assert not inner.attr["_XlaMustCompile"].b
+    assert not [node.op for node in nodes if "Xla" in node.op]
