@@ -115,11 +115,12 @@ def read_sequence(what, index, shape):
         rng = np.random.default_rng(index)
         x = prepare(digits[index : index + 1], length=length, rng=rng)[0]
     else:
-        try:
-            with open(what, "rb") as file:
-                x = np.lib.format.read_array(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise arguments.UserError(f"--sequence {what}: {error}") from error
+        errors = OSError, ValueError
+        with (
+            arguments.explained(f"--sequence {what}", errors),
+            open(what, "rb") as file,
+        ):
+            x = np.lib.format.read_array(file, allow_pickle=False)
     if len(x.shape) != len(shape) or any(
         n not in (None, found) for n, found in zip(shape, x.shape, strict=True)
     ):

@@ -27,10 +27,9 @@ def load_text(directory, level):
     texts = {}
     for part in ("train", "valid", "test"):
         path = pathlib.Path(directory) / f"ptb.{part}.txt"
-        try:
+        errors = OSError, UnicodeDecodeError
+        with arguments.explained(f"--data: {path}", errors):
             lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise arguments.UserError(f"--data: {path}: {error}") from error
         texts[part] = [
             symbol for line in lines for symbol in symbols_of(line, level)
         ]

@@ -51,7 +51,8 @@ def load_mnist(path=None):
     source = f"--data {path}"
     if path is None:
         source = "keras.datasets.mnist (instead, give --data PATH)"
-    try:
+    # A broken file or network may raise anything.
+    with arguments.explained(source, Exception):
         if path is None:
             train, test = keras.datasets.mnist.load_data()
         else:
@@ -61,8 +62,6 @@ def load_mnist(path=None):
                     tuple(np.asarray(data[f"{name}_{part}"]) for name in "xy")
                     for part in ("train", "test")
                 )
-    except Exception as error:  # what a broken file or network may raise
-        raise arguments.UserError(f"{source}: {error}") from error
     for part, (x, y) in (("train", train), ("test", test)):
         if x.shape[1:] != (28, 28) or y.shape != x.shape[:1] or not len(x):
             raise arguments.UserError(

@@ -12,7 +12,6 @@ Axis letters: B sequences, T frames, P persons, J joints.
 import pathlib
 import re
 import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -84,32 +83,26 @@ def load_msr(path):
     Raises:
         arguments.UserError: If the file is not of the form described above.
     """
-    try:
-        with zipfile.ZipFile(path) as file:
-            names = _text(file, path, "files_used.txt").split()
-            if not names:
-                raise arguments.UserError(
-                    f"{path}: expected names of sequences in files_used.txt, "
-                    "got none"
-                )
-            return [_msr_sequence(file, path, name) for name in names]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise arguments.UserError(f"--data {path}: {error}") from error
+    errors = OSError, zipfile.BadZipFile
+    with (
+        arguments.explained(f"--data {path}", errors),
+        zipfile.ZipFile(path) as file,
+    ):
+        names = _text(file, path, "files_used.txt").split()
+        if not names:
+            raise arguments.UserError(
+                f"{path}: expected names of sequences in files_used.txt, "
+                "got none"
+            )
+        return [_msr_sequence(file, path, name) for name in names]
 
 
 def _text(file, path, name):
-    try:
+    if name not in file.namelist():
+        raise arguments.UserError(f"{path}: {name} is missing")
+    # A damaged zip may raise anything.
+    with arguments.explained(f"{path}: {name}", Exception):
         return file.read(name).decode()
-    except KeyError as error:
-        raise arguments.UserError(f"{path}: {name} is missing") from error
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        zlib.error,
-    ) as error:
-        raise arguments.UserError(f"{path}: {name}: {error}") from error
 
 
 def _msr_sequence(file, path, name):
@@ -183,13 +176,11 @@ def load_ntu(path, missing=None):
         arguments.UserError: If a file is not of the published form.
     """
     left_out = set() if missing is None else _missing_names(missing)
-    try:
+    with arguments.explained(f"--data {path}"):
         if not pathlib.Path(path).is_dir():
             raise arguments.UserError(f"--data {path}: expected a folder")
         files = sorted(pathlib.Path(path).glob("*.skeleton"))
         files = [file for file in files if file.stem not in left_out]
-    except OSError as error:
-        raise arguments.UserError(f"--data {path}: {error}") from error
     if not files:
         raise arguments.UserError(
             f"--data {path}: expected .skeleton files, got none"
@@ -198,10 +189,8 @@ def load_ntu(path, missing=None):
 
 
 def _missing_names(path):
-    try:
+    with arguments.explained(f"--missing {path}", (OSError, ValueError)):
         text = pathlib.Path(path).read_text()
-    except (OSError, ValueError) as error:
-        raise arguments.UserError(f"--missing {path}: {error}") from error
     names = {match[0] for match in NTU_NAME.finditer(text)}
     if not names:
         raise arguments.UserError(
@@ -231,10 +220,8 @@ def read_skeleton(path):
     Raises:
         arguments.UserError: If the file is not of the published form.
     """
-    try:
+    with arguments.explained(path, (OSError, ValueError)):
         lines = pathlib.Path(path).read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise arguments.UserError(f"{path}: {error}") from error
     position = 0
 
     def take(count, width):

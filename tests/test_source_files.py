@@ -13,6 +13,8 @@ SMALL = ["--time-steps", "24", "--units", "8", "--layers", "2"]
 SMALL = [*SMALL, "--hidden", "8", "--dilations", "1", "2", "4"]
 SHORT = ["--epochs", "2", "--steps-per-epoch", "3", "--batch-size", "4"]
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture
 def toys(tmp_path, monkeypatch):
@@ -74,10 +76,7 @@ def test_batches_have_all_packages_alike():
 
 @pytest.mark.parametrize(
     "model",
-    ["rnn"]
-    + [
-        pytest.param(x, marks=pytest.mark.slow) for x in ("residual", "dilated")
-    ],
+    ["rnn", *(pytest.param(x, marks=SLOW) for x in ("residual", "dilated"))],
 )
 def test_run_and_evaluate(model, toys, tmp_path, capsys):
     argv = [*SMALL, *SHORT, "--model", model]
