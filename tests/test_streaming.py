@@ -13,6 +13,7 @@ from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from indy import IndyGRU, IndyLSTM
 from runs import main, result
+from test_examples import write_mnist
 
 T, F = 7, 3
 
@@ -185,26 +186,13 @@ def test_errors_of_convert():
         streaming.convert(step, "int8")
 
 
-@pytest.fixture
-def digits(tmp_path):
-    """Digits that are easy to tell: bright rows."""
-    rng = np.random.default_rng(2)
-    y = np.arange(60) % 10
-    x = rng.integers(0, 60, (60, 28, 28))
-    for digit, image in zip(y, x):
-        image[2 * digit : 2 * digit + 6] = 250
-    arrays = {"x_train": x.astype("uint8"), "y_train": y}
-    arrays |= {"x_test": arrays["x_train"][:20], "y_test": y[:20]}
-    np.savez(tmp_path / "digits.npz", **arrays)
-    return str(tmp_path / "digits.npz")
-
-
 @pytest.mark.parametrize(
     "model", ["indrnn", pytest.param("lstm", marks=pytest.mark.slow)]
 )
-def test_from_training_to_files(model, digits, tmp_path):
+def test_from_training_to_files(model, tmp_path):
     argv = "--units 8 --layers 2 --epochs 3 --batch-size 6 --examples 9"
-    argv = [*argv.split(), "--model", model, "--data", digits]
+    argv = [*argv.split(), "--digits", 20, "--model", model]
+    argv += ["--data", write_mnist(tmp_path / "digits.npz", 60)]
     main(streaming, argv, "--out", tmp_path)
     metrics = result(tmp_path)["metrics"]
     assert {*metrics} == {"keras", *streaming.FORMATS}
