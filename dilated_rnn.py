@@ -9,6 +9,7 @@ letters: B batch, T time, F input features, N units, d dilation.
 import inspect
 import math
 import numbers
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -206,8 +207,7 @@ class DilatedRNN(keras.layers.Layer):
         training=False,
         reset=None,
     ):
-        batch, length, _ = ops.shape(sequences)
-        if isinstance(length, int) and length < 1:
+        if sequences.shape[1] == 0:
             raise ValueError(
                 "`sequences` must have at least one time step, got shape "
                 f"{tuple(sequences.shape)}"
@@ -217,160 +217,136 @@ class DilatedRNN(keras.layers.Layer):
             mask = getattr(sequences, "_keras_mask", None)
         mask = _check_per_step("mask", mask, sequences)
         reset = _check_per_step("reset", reset, sequences)
-        sequences = ops.cast(sequences, self.compute_dtype)  # integers too
-        # Time first: so laid out, a sequence falls into phases, and phases
-        # into a sequence, without any work.
-        x = ops.transpose(sequences, (1, 0, 2))
-        x = ops.flip(x, axis=0) if self.go_backwards else x
-        with_state = self.return_state or self.stateful
-        if (
-            not (self.return_sequences or with_state)
-            and initial_state is None
-            and mask is None
-            and reset is None
-            and self._dilations_nest(length)
-        ):
-            return self._last_outputs(x, training)
-
-        if mask is None:
-            lengths = ops.broadcast_to(length, (batch,))
-        else:
-            mask = ops.flip(mask, axis=1) if self.go_backwards else mask
-            lengths = ops.sum(ops.cast(mask, "int32"), axis=1)
-            x = _unmasked_first(x, mask, lengths)
-        if reset is not None:
-            if self.go_backwards:  # The last step of a sequence is read first.
+        x = ops.cast(sequences, self.compute_dtype)  # integers too
+        if self.go_backwards:
+            x = ops.flip(x, axis=1)
+            mask = None if mask is None else ops.flip(mask, axis=1)
+            if reset is not None:  # The last step of a sequence is read first.
                 none = ops.zeros_like(reset[:, :1])
                 reset = ops.concatenate([reset[:, 1:], none], axis=1)
                 reset = ops.flip(reset, axis=1)
-            # Which sequence of its row a step belongs to: of all steps, and
-            # of those that are read.
-            of_all = ops.cumsum(ops.cast(reset, "int32"), axis=1)
-            of_read = ops.transpose(of_all)
-            if mask is not None:
-                of_read = _unmasked_first(of_read[:, :, None], mask, lengths)
-                of_read = of_read[:, :, 0]
-            steps = _range(length)[:, None]
-            before = (steps < lengths) & (of_read < of_all[:, -1])
-            # The first step of the last sequence, if there is another one.
-            first = ops.sum(ops.cast(before, "int32"), axis=0)
-            first = ops.where(of_all[:, -1] > 0, first, -max(self.dilations))
-        y, state = self._all_outputs(
-            x,
-            self._state(initial_state, batch),
-            lengths,
-            of_read=None if reset is None else of_read,
-            with_mask=mask is not None,
-            with_state=with_state,
-            training=training,
-        )
-        y = ops.cast(ops.transpose(y, (1, 0, 2)), self.compute_dtype)
+        rows = _Rows.of(x, mask, reset)
+        states = None
+        if initial_state is not None or self.return_state or self.stateful:
+            states = self._given_states(initial_state, ops.shape(x)[0])
+        if states is None and not self.return_sequences and rows.are_plain:
+            y = self._last_outputs(x, training)
+            if y is not None:
+                return y
+        y, states = self._all_outputs(rows.read(x), states, rows, training)
+        y = ops.cast(y, self.compute_dtype)
         if not self.return_sequences:
-            count = self.dilations[0]
-            index = lengths[:, None] - count + _range(count)
-            if reset is not None:
-                index = ops.where(index >= first[:, None], index, -1)
-            y = _pick(y, index)
-            y = ops.reshape(y, (batch, count * y.shape[-1]))
+            y = rows.last(y, self.dilations[0])
         elif mask is not None:
-            index = ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1
-            if reset is not None:
-                read = _pick(ops.transpose(of_read)[:, :, None], index)
-                index = ops.where(read[:, :, 0] == of_all, index, -1)
-            y = _pick(y, index)
+            y = rows.at_all_steps(y)
             if self.zero_output_for_mask:
                 y = ops.where(mask[:, :, None], y, ops.zeros_like(y))
-        if reset is not None:
-            state = [_zero_before(first, value, lengths) for value in state]
-        state = [ops.cast(value, self.compute_dtype) for value in state]
+        states = [
+            ops.cast(rows.of_last_sequence(state), self.compute_dtype)
+            for state in states
+        ]
         if self.stateful:
-            for variable, value in zip(self.states, state, strict=True):
+            for variable, value in zip(self.states, states, strict=True):
                 variable.assign(value)
-        return (y, *state) if self.return_state else y
+        return (y, *states) if self.return_state else y
 
-    def _all_outputs(
-        self, x, state, lengths, of_read, with_mask, with_state, training
-    ):
-        """All layers, over all phases.
+    def _all_outputs(self, x, states, rows, training):
+        """The outputs of all steps, and the last states.
 
         Arguments:
-            x: (T, B, F), of which sequence b ends after `lengths[b]` steps.
-            state: The states before the first step.
-            lengths: (B,).
-            of_read: (T, B), which sequence of its row a step belongs to, or
-                None.
-            with_mask: Whether a sequence may end before T.
-            with_state: Whether the last states are wanted.
-            training: Whether to apply dropout.
+            x: (B, T, F), the steps that are read, and then zeros.
+            states: The states before the first step; or None, if they are the
+                initial ones and the last ones are not wanted.
 
         Returns:
-            The outputs, (T, B, N), and the last states, or none.
+            (B, T, N), and a list of the last states, (B, d, N) each.
         """
-        length, batch, _ = ops.shape(x)
-        state, last_state = iter(state), []
+        length = ops.shape(x)[1]
+        last_states, start = [], 0
         for layer, dilation in zip(self.layers, self.dilations, strict=True):
-            phases = _minimum(length, dilation)
-            steps = -(-length // phases)
-            # Filled up to whole rounds: what is filled in comes after all
-            # else, and a mask keeps it out of the states.
-            x = _resize(x, steps * phases)
-            whole = isinstance(length, int) and length % phases == 0
-            mask = None
-            if with_mask or (with_state and not whole):
-                mask = _range(steps * phases)[:, None] < lengths
-                mask = ops.reshape(mask, (steps, phases * batch))
-            reset = None
-            if of_read is not None:
-                # Of step t - d, before which there was sequence 0.
-                earlier = ops.zeros((phases, batch), "int32")
-                earlier = ops.concatenate([earlier, of_read], axis=0)
-                reset = _resize(of_read > earlier[:length], steps * phases)
-                reset = ops.reshape(reset, (steps, phases * batch))
-            structure = layer.get_initial_state(batch)
-            before = [next(state) for _ in keras.tree.flatten(structure)]
-            y, *after = self._run(
-                layer,
-                ops.reshape(x, (steps, phases * batch, x.shape[-1])),
-                phases,
-                training,
-                mask=None if mask is None else ops.transpose(mask),
-                reset=None if reset is None else ops.transpose(reset),
-                initial_state=keras.tree.pack_sequence_as(
-                    structure, [_rows(value[:, :phases]) for value in before]
-                ),
-            )
-            x = ops.reshape(y, (steps * phases, batch, y.shape[-1]))
-            if with_state:
-                # From the order of phases to that of time.
-                order = (lengths[:, None] + _range(dilation)) % dilation
-                for old, new in zip(before, keras.tree.flatten(after)):
-                    new = ops.cast(_phases(new, phases, batch), old.dtype)
-                    new = ops.concatenate([new, old[:, phases:]], axis=1)
-                    last_state.append(_pick(new, order))
-        return _resize(x, length), last_state
+            y = before = None
+            if states is not None:
+                count = len(keras.tree.flatten(layer.state_size))
+                before = states[start : start + count]
+                start += count
+            elif rows.are_plain and hasattr(layer, "call_dilated"):
+                y = layer.call_dilated(x, dilation, training=training)
+            if y is None:
+                y, after = self._run_phases(
+                    layer, dilation, x, length, before, rows, training
+                )
+                last_states += after
+            x = y
+        return x[:, :length], last_states
 
-    def _dilations_nest(self, length):
-        """Whether T is a multiple of the first dilation, and so on upwards."""
-        first, *others = self.dilations
-        return (
-            first == 1 or (isinstance(length, int) and length % first == 0)
-        ) and all(b % a == 0 for a, b in zip(self.dilations, others))
+    def _run_phases(self, layer, dilation, x, length, before, rows, training):
+        """`_all_outputs` of one layer: all phases side by side.
+
+        x may be longer than T = `length`. So may the outputs.
+        """
+        batch = ops.shape(x)[0]
+        phases = _minimum(length, dilation)
+        steps = -(-length // phases)
+        # The zeros at the end follow all other steps, and a mask keeps them out
+        # of the states.
+        x = _resize(_swap_axes(x), steps * phases)
+        options = {}
+        whole = isinstance(length, int) and length % phases == 0
+        if rows.mask is not None or (before is not None and not whole):
+            options["mask"] = _range(steps * phases)[:, None] < rows.lengths
+        if rows.sequence is not None:
+            reset = rows.begins_since(dilation)
+            options["reset"] = _resize(reset, steps * phases)
+        options = {
+            name: ops.transpose(ops.reshape(value, (steps, phases * batch)))
+            for name, value in options.items()
+        }
+        if before is not None:
+            options["initial_state"] = keras.tree.pack_sequence_as(
+                layer.get_initial_state(batch),
+                [_rows(state[:, :phases]) for state in before],
+            )
+        x = ops.reshape(x, (steps, phases * batch, x.shape[-1]))
+        y, *after = self._run(layer, x, phases, training, **options)
+        y = _swap_axes(ops.reshape(y, (steps * phases, batch, y.shape[-1])))
+        if before is None:
+            return y, []
+        # From the order of phases to that of time.
+        order = (rows.lengths[:, None] + _range(dilation)) % dilation
+        states = []
+        for old, new in zip(before, keras.tree.flatten(after), strict=True):
+            new = ops.cast(_phases(new, phases, batch), old.dtype)
+            new = ops.concatenate([new, old[:, phases:]], axis=1)
+            states.append(_pick(new, order))
+        return y, states
 
     def _last_outputs(self, x, training):
-        """(B, d * N) from x (T, B, F), for dilations that nest.
+        """(B, d * N) from x (B, T, F), where dilations nest; or else None.
 
-        Whatever the last d outputs depend on lies, in each layer, in the d
-        phases that end with the last d steps.
+        They do if T is a multiple of the first dilation, and each dilation of
+        the one before. Whatever the last d outputs depend on then lies, in each
+        layer, in the d phases that end with the last d steps.
         """
-        length, batch, features = ops.shape(x)
-        before = phases = self.dilations[0]
-        x = ops.reshape(x, (length // phases, phases * batch, features))
+        batch, length, features = ops.shape(x)
+        phases = self.dilations[0]
+        known = phases == 1 or (
+            isinstance(length, int) and length % phases == 0
+        )
+        if not known or any(
+            above % below
+            for below, above in zip(self.dilations, self.dilations[1:])
+        ):
+            return None
+        x = ops.reshape(
+            _swap_axes(x), (length // phases, phases * batch, features)
+        )
+        below = phases
         for layer, dilation in zip(self.layers, self.dilations, strict=True):
-            every, before = dilation // before, dilation
-            if every > 1:
+            stride, below = dilation // below, dilation
+            if stride > 1:
                 steps = ops.shape(x)[0]
-                # `take`, for a slice with a stride is ten times slower.
-                kept = _range((steps - 1) % every, steps, every)
+                # `take`, since a slice with a stride is ten times slower.
+                kept = _range((steps - 1) % stride, steps, stride)
                 x = ops.take(x, kept, axis=0)
             x = self._run(layer, x, phases, training)[0]
         y = _phases(x[-1], phases, batch)
@@ -381,14 +357,13 @@ class DilatedRNN(keras.layers.Layer):
         """The outputs, time first, and the last states of one layer."""
         if training:
             _share_dropout(layer, x, phases)
-        if options.get("reset") is None:
-            options.pop("reset", None)
-        elif "reset" not in inspect.signature(layer.call).parameters:
+        if (
+            "reset" in options
+            and "reset" not in inspect.signature(layer.call).parameters
+        ):
             layer = _reset_rnn(layer)
-        y, *state = layer(
-            ops.transpose(x, (1, 0, 2)), training=training, **options
-        )
-        return ops.transpose(y, (1, 0, 2)), *state
+        y, *states = layer(_swap_axes(x), training=training, **options)
+        return _swap_axes(y), *states
 
     def get_initial_state(self, batch_size):
         """The states before the first step: a list of (B, d, units)."""
@@ -400,7 +375,7 @@ class DilatedRNN(keras.layers.Layer):
             )
         ]
 
-    def _state(self, initial_state, batch):
+    def _given_states(self, initial_state, batch):
         if initial_state is None:
             initial_state = self.states or self.get_initial_state(batch)
         state = keras.tree.flatten(initial_state)
@@ -467,6 +442,85 @@ class DilatedRNN(keras.layers.Layer):
             for cell in config["cells"]
         ]
         return cls(**{**config, "cells": cells})
+
+
+class _Rows(NamedTuple):
+    """What the rows of a batch hold, in the order of reading.
+
+    Masked steps are skipped: of row b, `lengths[b]` steps are read. A row may
+    hold several sequences. They are counted, and those before the first reset
+    have the number 0.
+    """
+
+    mask: object  # (B, T), or None
+    lengths: object  # (B,)
+    sequence: object  # (B, T), the sequence of each step, or None
+    sequence_read: object  # (T, B), that of each step that is read, or None
+    last_start: object  # (B,), where the last sequence starts, or None
+
+    @classmethod
+    def of(cls, x, mask, reset):
+        batch, length, _ = ops.shape(x)
+        lengths = ops.broadcast_to(length, (batch,))
+        if mask is not None:
+            lengths = ops.sum(ops.cast(mask, "int32"), axis=1)
+        if reset is None:
+            return cls(mask, lengths, None, None, None)
+        sequence = ops.cumsum(ops.cast(reset, "int32"), axis=1)
+        read = sequence
+        if mask is not None:
+            read = _unmasked_first(read[:, :, None], mask, lengths)[:, :, 0]
+        before = (_range(length) < lengths[:, None]) & (read < sequence[:, -1:])
+        start = ops.sum(ops.cast(before, "int32"), axis=1)
+        # Sequence 0 goes on from the states before the first step.
+        start = ops.where(sequence[:, -1] > 0, start, -(2**30))
+        return cls(mask, lengths, sequence, ops.transpose(read), start)
+
+    @property
+    def are_plain(self):
+        return self.mask is None and self.sequence is None
+
+    def read(self, x):
+        """The steps of x (B, T, F) that are read, and then zeros."""
+        if self.mask is None:
+            return x
+        return _unmasked_first(x, self.mask, self.lengths)
+
+    def begins_since(self, dilation):
+        """(T, B), whether a sequence has begun since step t - d."""
+        length, batch = ops.shape(self.sequence_read)
+        phases = _minimum(length, dilation)
+        earlier = ops.zeros((phases, batch), "int32")
+        earlier = ops.concatenate([earlier, self.sequence_read], axis=0)
+        return self.sequence_read > earlier[:length]
+
+    def last(self, y, count):
+        """The last outputs, (B, count * N), of y (B, T, N)."""
+        index = self.lengths[:, None] - count + _range(count)
+        if self.last_start is not None:
+            index = ops.where(index >= self.last_start[:, None], index, -1)
+        y = _pick(y, index)
+        return ops.reshape(y, (-1, count * y.shape[-1]))
+
+    def at_all_steps(self, y):
+        """y (B, T, N) of the steps that are read, at their place in the row.
+
+        A masked step has the output of the step before in its sequence.
+        """
+        index = ops.cumsum(ops.cast(self.mask, "int32"), axis=1) - 1
+        if self.sequence is not None:
+            read = _pick(ops.transpose(self.sequence_read)[:, :, None], index)
+            index = ops.where(read[:, :, 0] == self.sequence, index, -1)
+        return _pick(y, index)
+
+    def of_last_sequence(self, state):
+        """A state (B, d, N), with zeros for steps of earlier sequences."""
+        if self.last_start is None:
+            return state
+        dilation = state.shape[1]
+        steps = self.lengths[:, None] - dilation + _range(dilation)
+        kept = (steps >= self.last_start[:, None])[:, :, None]
+        return ops.where(kept, state, ops.zeros_like(state))
 
 
 def dilated_rnn(cell_type, hidden_structs, dilations, **kwargs):
@@ -597,7 +651,7 @@ class _FastSimpleRNN(keras.layers.RNN):
         if (
             tf is None
             or type(cell) is not keras.layers.SimpleRNNCell
-            or cell.activation not in _PULLBACKS
+            or cell.activation not in ACTIVATION_GRADIENTS
             or mask is not None
             or (training and cell.recurrent_dropout > 0)
         ):
@@ -628,7 +682,7 @@ def _recurrence(a, u, h0, activation):
         a: (T, B, N).
         u: (N, N).
         h0: (B, N).
-        activation: One of `_PULLBACKS`.
+        activation: One of `ACTIVATION_GRADIENTS`.
 
     Returns:
         h of shape (T, B, N).
@@ -689,7 +743,7 @@ def _backward(g, h, u, h0, activation):
 
     def step(t, delta, deltas):
         g_t = gradients.read(t) + tf.matmul(delta, u, transpose_b=True)
-        delta = _PULLBACKS[activation](states.read(t), g_t)
+        delta = ACTIVATION_GRADIENTS[activation](states.read(t), g_t)
         return t - 1, delta, deltas.write(t, delta)
 
     _, delta, deltas = tf.while_loop(
@@ -708,7 +762,7 @@ def _backward(g, h, u, h0, activation):
 
 
 # activation: (its value h, gradient g that reaches h) -> gradient of its input
-_PULLBACKS = {
+ACTIVATION_GRADIENTS = {
     keras.activations.tanh: lambda h, g: tf.raw_ops.TanhGrad(y=h, dy=g),
     keras.activations.relu: lambda h, g: tf.raw_ops.ReluGrad(
         gradients=g, features=h
@@ -832,14 +886,6 @@ def _reset_rnn(layer):
     )
 
 
-def _zero_before(first, state, lengths):
-    """States (B, d, N) of the last d steps, zeros of those before the first."""
-    dilation = state.shape[1]
-    steps = lengths[:, None] - dilation + _range(dilation)
-    kept = (steps >= first[:, None])[:, :, None]
-    return ops.where(kept, state, ops.zeros_like(state))
-
-
 def _units(layer):
     return layer.compute_output_shape((None, None, 1))[0][-1]
 
@@ -873,12 +919,18 @@ def _resize(x, length):
 
 
 def _unmasked_first(x, mask, lengths):
-    """x (T, B, F) with the steps that a mask (B, T) keeps, and then zeros."""
-    length = ops.shape(x)[0]
-    steps = _range(length)
-    order = ops.argsort(ops.where(mask, steps, steps + length), axis=1)
-    order = ops.where(steps < lengths[:, None], order, -1)
-    x = _pick(ops.transpose(x, (1, 0, 2)), order)
+    """x (B, T, F) with the steps that a mask (B, T) keeps, and then zeros."""
+    steps = _range(ops.shape(x)[1])
+    order = ops.argsort(ops.where(mask, steps, steps + ops.shape(x)[1]), axis=1)
+    return _pick(x, ops.where(steps < lengths[:, None], order, -1))
+
+
+def _swap_axes(x):
+    """(B, T, F) to (T, B, F), or back.
+
+    With time first, a reshape alone splits sequences into phases, and joins
+    them again.
+    """
     return ops.transpose(x, (1, 0, 2))
 
 
