@@ -18,12 +18,13 @@ import keras
 import numpy as np
 from matplotlib import pyplot
 
-import experiment
+import arguments
 import skeletons
+import training
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 
 SHORTEST = 0.8  # of a sequence, for a crop
-# What depends on --dataset.
+# Defaults that depend on --dataset.
 DEFAULTS = {
     "msr": {
         "layers": 3,
@@ -51,22 +52,23 @@ DEFAULTS = {
 def split(sequences, args):
     """(for training, for testing), by subject or camera.
 
-    With --hold-out both are of the training part: nothing else is looked at.
+    With --hold-out both are from the training part, and the test part is not
+    used.
 
     Raises:
-        experiment.UserError: If one of them is empty.
+        arguments.UserError: If one of them is empty.
     """
     training = skeletons.DATASETS[args.dataset].training[args.split]
     group = "camera" if args.split == "view" else "subject"
     if args.hold_out is not None and args.hold_out not in training:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"--hold-out must be one of {training}, got {args.hold_out}"
         )
 
     def select(part, choose):
         chosen = [s for s in sequences if choose(getattr(s, group))]
         if not chosen:
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"--data {args.data}: expected sequences for {part}, got none "
                 f"(by {group}; {len(sequences)} sequences in all)"
             )
@@ -88,12 +90,12 @@ def split(sequences, args):
 def network(args, inputs):
     """The network of --model, from (B, frames, inputs) to logits (B, C).
 
-    What comes out of its recurrent layers is averaged over the frames.
+    The outputs of its recurrent layers are averaged over the frames.
     """
     shape = (args.frames, inputs)
     deep = {"dropout": args.dropout, "return_sequences": True}
-    deep |= experiment.start(args, 2 ** (1 / args.frames))
-    deep |= experiment.normalization(args)
+    deep |= arguments.start(args, 2 ** (1 / args.frames))
+    deep |= arguments.normalization(args)
     if args.model == "stacked":
         body = stacked_ind_rnn(shape, args.units, args.layers, **deep)
     elif args.model == "residual":
@@ -118,12 +120,12 @@ def network(args, inputs):
 
 
 def plain(args, shape):
-    """Layers of Keras' own, each with dropout of one mask for all frames."""
+    """Layers to compare with; dropout has one mask for all frames."""
     model = keras.Sequential([keras.Input(shape)])
     for _ in range(args.layers):
-        layer = experiment.BASELINES[args.model]
+        layer = arguments.BASELINES[args.model]
         model.add(layer(args.units, return_sequences=True))
-        model.add(keras.layers.Dropout(args.dropout, (None, 1, None)))
+        model.add(keras.layers.SpatialDropout1D(args.dropout))
     return model
 
 
@@ -133,14 +135,14 @@ def build_model(args, inputs, steps):
     warmup = steps // 10
     model.compile(
         keras.optimizers.Adam(
-            experiment.cosine(args.learning_rate, steps, warmup),
+            training.cosine(args.learning_rate, steps, warmup),
             global_clipnorm=1.0,
         ),
         keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=0.1
         ),
         metrics=["accuracy"],
-        jit_compile=experiment.jit_compile(args),
+        jit_compile=training.jit_compile(args),
     )
     return model
 
@@ -156,7 +158,7 @@ def inputs(joints, rows, args, rng, training=False):
 
 
 def probabilities(model, joints, args):
-    """Those of the classes (count, C), averaged over --test-crops crops.
+    """Class probabilities (count, C), averaged over --test-crops crops.
 
     The crops depend on --seed alone.
     """
@@ -169,7 +171,7 @@ def probabilities(model, joints, args):
             rng = np.random.default_rng([args.seed, 1, number, step])
             return (inputs(joints, rows, args, rng),)
 
-        batches = experiment.batches(batch, -(-count // size))
+        batches = training.batches(batch, -(-count // size))
         logits = model.predict(batches, verbose=0)[:count].astype(float)
         each = np.exp(logits - logits.max(axis=-1, keepdims=True))
         result = result + each / each.sum(axis=-1, keepdims=True)
@@ -177,7 +179,7 @@ def probabilities(model, joints, args):
 
 
 def confusion(labels, answers, classes):
-    """(C, C): how often (row) was taken for (column)."""
+    """(C, C): how often the class of a row was taken for that of a column."""
     result = np.zeros((classes, classes), int)
     np.add.at(result, (labels, answers), 1)
     return result
@@ -208,10 +210,10 @@ def draw_confusion(matrix, names, title, path):
 
 def parse(argv):
     models = ("stacked", "residual", "dense")
-    parser = experiment.parser(__doc__, "action_recognition", models)
-    count = experiment.count(1)
+    parser = arguments.parser(__doc__, "action_recognition", models)
+    count = arguments.count(1)
     text = "the data set"
-    experiment.option(
+    arguments.option(
         parser, "--dataset", "msr", text, choices=skeletons.DATASETS
     )
     parser.add_argument(
@@ -220,7 +222,7 @@ def parse(argv):
         required=True,
         help="the zip of MSR Action3D, or the folder of NTU RGB+D",
     )
-    experiment.option(
+    arguments.option(
         parser,
         "--split",
         "subject",
@@ -237,8 +239,8 @@ def parse(argv):
         "--hold-out",
         type=count,
         metavar="N",
-        help="a subject (or camera) of the training part, to test on in place "
-        "of the test part: for choosing settings (default: none)",
+        help="a subject (or camera) of the training part to test on instead of "
+        "the test part, for choosing settings (default: none)",
     )
     for name, text, kind in (
         ("layers", "of all networks but residual and dense", count),
@@ -249,9 +251,9 @@ def parse(argv):
         (
             "learning_rate",
             "of Adam, after a tenth of warm-up, falling to 0 along a cosine",
-            experiment.positive,
+            arguments.positive,
         ),
-        ("dropout", "rate, with one mask for all frames", float),
+        ("dropout", "rate, with one mask for all frames", arguments.rate),
         ("frames", "sampled from a sequence; 20 in the papers", count),
     ):
         msr, ntu = DEFAULTS["msr"][name], DEFAULTS["ntu"][name]
@@ -262,16 +264,15 @@ def parse(argv):
             help=f"{text} (default: {msr}; ntu: {ntu})",
         )
     text = "whose probabilities are averaged"
-    experiment.option(parser, "--test-crops", 10, text, type=count)
-    experiment.add_start(parser, "uniform")
+    arguments.option(parser, "--test-crops", 10, text, type=count)
+    arguments.add_start(parser, "uniform")
     # As in arXiv 1910.06251.
-    experiment.add_deep(parser, growth=48, block_sizes=[8, 6, 4])
-    experiment.add_evaluate(parser)
+    arguments.add_deep(parser, growth=48, block_sizes=[8, 6, 4])
+    arguments.add_evaluate(parser)
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.dataset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    experiment.check_rates(parser, args, "dropout")
     if args.dataset == "msr" and (args.split, args.missing) != (
         "subject",
         None,
@@ -311,7 +312,7 @@ def evaluate(model, joints, labels, args):
 def main(argv=None):
     args = parse(argv)
     if args.evaluate:
-        model, args = experiment.trained(args)
+        model, args = training.trained(args)
     actions = skeletons.DATASETS[args.dataset].actions
     (joints, labels), test = (
         ([x.joints for x in part], np.array([x.label for x in part]))
@@ -322,7 +323,7 @@ def main(argv=None):
         return
     total = len(joints) * args.passes
     steps = max(1, total // args.batch_size)
-    shuffled = experiment.shuffled(total, args.batch_size, args.seed)
+    shuffled = training.shuffled(total, args.batch_size, args.seed)
     one_hot = np.eye(len(actions), dtype="float32")
 
     def batch(epoch, step):
@@ -331,7 +332,7 @@ def main(argv=None):
         return inputs(joints, rows, args, rng, True), one_hot[labels[rows]]
 
     number = batch(0, 0)[0].shape[-1]
-    model, history = experiment.train(
+    model, history = training.train(
         args,
         lambda: build_model(args, number, args.epochs * steps),
         batch,
@@ -346,8 +347,8 @@ def main(argv=None):
         f"{accuracy:.1%}",
         pathlib.Path(args.out) / "confusion.png",
     )
-    experiment.finish(args, history, metrics, curves=("accuracy",))
+    training.finish(args, history, metrics, curves=("accuracy",))
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

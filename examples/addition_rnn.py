@@ -3,7 +3,7 @@
 A sequence has two features a step: a random number from [0, 1), and a marker
 that is 1 at two steps, one in each half, and 0 elsewhere. The target is the
 sum of the two marked numbers. Always answering 1 gives a mean squared error
-of 0.167 (1/6): what a network without memory stays at. Source: arXiv
+of 0.167 (1/6); a network without memory does not get below it. Source: arXiv
 1803.04831, section 5.1.
 
     python examples/addition_rnn.py --time-steps 5000 --units 32
@@ -14,7 +14,8 @@ import sys
 import keras
 import numpy as np
 
-import experiment
+import arguments
+import training
 from ind_rnn import IndRNN
 from ind_rnn_optimizer import TimeScaledAdam
 
@@ -41,12 +42,12 @@ def build_model(args):
     for last in (False, True):
         options = {"units": args.units, "return_sequences": not last}
         if args.model == "indrnn":
-            options |= experiment.start(
+            options |= arguments.start(
                 args, bound, last, kernel_initializer="glorot_uniform"
             )
             layers.append(IndRNN(recurrent_max_abs=bound, **options))
         else:
-            layers.append(experiment.BASELINES[args.model](**options))
+            layers.append(arguments.BASELINES[args.model](**options))
     layers.append(keras.layers.Dense(1))
     model = keras.Sequential(layers)
     steps = args.epochs * args.steps_per_epoch
@@ -55,20 +56,20 @@ def build_model(args):
         rate = IND_RNN_RATE if args.model == "indrnn" else OTHER_RATE
     model.compile(
         TimeScaledAdam(  # for networks without IndRNN, it is Adam
-            experiment.cosine(rate, steps, min(100, steps // 2)),
+            training.cosine(rate, steps, min(100, steps // 2)),
             global_clipnorm=1.0,
         ),
         "mse",
-        jit_compile=experiment.jit_compile(args),
+        jit_compile=training.jit_compile(args),
     )
     return model
 
 
 def add_arguments(parser):
     """Add the arguments of the task, the network and its training."""
-    count = experiment.count(1)
+    count = arguments.count(1)
     for flag, default, text, kind in (
-        ("--time-steps", 100, "length of a sequence", experiment.count(2)),
+        ("--time-steps", 100, "length of a sequence", arguments.count(2)),
         ("--units", 128, "in each of the two layers, as in the paper", count),
         (
             "--epochs",
@@ -86,21 +87,21 @@ def add_arguments(parser):
         ),
         ("--batch-size", 50, "sequences in a batch", count),
     ):
-        experiment.option(parser, flag, default, text, type=kind)
+        arguments.option(parser, flag, default, text, type=kind)
     parser.add_argument(
         "--learning-rate",
-        type=experiment.positive,
+        type=arguments.positive,
         metavar="N",
         help="of `TimeScaledAdam`, after 100 steps of warm-up, falling to 0 "
         "along a cosine; the paper has 2e-4 of Adam, divided by 10 every "
         "20,000 steps (default: "
         f"{IND_RNN_RATE}; other networks: {OTHER_RATE})",
     )
-    experiment.add_start(parser, "default")
+    arguments.add_start(parser, "default")
 
 
 def parse(argv):
-    parser = experiment.parser(__doc__, "addition_rnn")
+    parser = arguments.parser(__doc__, "addition_rnn")
     add_arguments(parser)
     return parser.parse_args(argv)
 
@@ -115,7 +116,7 @@ def main(argv=None):
     test = adding_batch(
         np.random.default_rng([args.seed, 1]), 1000, args.time_steps
     )
-    model, history = experiment.train(
+    model, history = training.train(
         args,
         lambda: build_model(args),
         batch,
@@ -123,7 +124,7 @@ def main(argv=None):
         validation_data=test,
         validation_batch_size=100,
     )
-    experiment.finish(
+    training.finish(
         args,
         history,
         {"test_mse": history[-1]["val_loss"]},
@@ -134,4 +135,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -1,9 +1,9 @@
 """The copy problem: write down ten symbols, hundreds of steps after them.
 
 A sequence shows ten symbols of eight kinds, then T - 1 blanks, then eleven
-markers; to write are T + 10 blanks and then, at the last ten markers, the ten
-symbols. A network without memory cannot do better than to guess them: a cross
-entropy of 10 ln 8 / (T + 20) per step. Source: arXiv 1710.02224, section 4.1.
+markers. The target is T + 10 blanks and then, at the last ten markers, the ten
+symbols. A network without memory can only guess them: a cross entropy of
+10 ln 8 / (T + 20) per step. Source: arXiv 1710.02224, section 4.1.
 
     python examples/copy_memory.py --time-steps 1000
 """
@@ -14,7 +14,8 @@ import sys
 import keras
 import numpy as np
 
-import experiment
+import arguments
+import training
 
 SYMBOLS, KINDS = 10, 8
 BLANK, MARKER = 8, 9
@@ -39,11 +40,11 @@ def build_model(args, steps):
     length = args.time_steps + 2 * SYMBOLS
     layers = [keras.Input((length, KINDS + 2))]
     if args.model == "dilated":
-        layers.append(experiment.dilated(args, length, return_sequences=True))
+        layers.append(arguments.dilated(args, length, return_sequences=True))
     else:
         layers += [
-            experiment.BASELINES[args.model](units, return_sequences=True)
-            for units in experiment.hidden_structs(args)
+            arguments.BASELINES[args.model](units, return_sequences=True)
+            for units in arguments.hidden_units(args)
         ]
     layers.append(keras.layers.Dense(KINDS + 1))
     model = keras.Sequential(layers)
@@ -52,14 +53,14 @@ def build_model(args, steps):
             keras.optimizers.schedules.CosineDecay(args.learning_rate, steps)
         ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=experiment.jit_compile(args),
+        jit_compile=training.jit_compile(args),
     )
     return model
 
 
 def parse(argv):
-    parser = experiment.parser(__doc__, "copy_memory", models=("dilated",))
-    count = experiment.count(1)
+    parser = arguments.parser(__doc__, "copy_memory", models=("dilated",))
+    count = arguments.count(1)
     for flag, default, text, kind in (
         ("--time-steps", 500, "T, from the symbols to the markers", count),
         ("--sequences", 20000, "for training", count),
@@ -69,11 +70,11 @@ def parse(argv):
             "--learning-rate",
             3e-3,
             "of RMSProp, falling to 0 along a cosine",
-            experiment.positive,
+            arguments.positive,
         ),
     ):
-        experiment.option(parser, flag, default, text, type=kind)
-    experiment.add_dilated(parser, hidden=10)
+        arguments.option(parser, flag, default, text, type=kind)
+    arguments.add_dilated(parser, hidden=10)
     return parser.parse_args(argv)
 
 
@@ -87,13 +88,13 @@ def main(argv=None):
 
     symbols, test_symbols = draw(args.sequences, 0), draw(1000, 1)
 
-    rows = experiment.shuffled(args.sequences, args.batch_size, args.seed, 2)
+    rows = training.shuffled(args.sequences, args.batch_size, args.seed, 2)
 
     def batch(epoch, step):
         return copy_batch(symbols[rows(epoch, step)], args.time_steps)
 
     x, y = copy_batch(test_symbols, args.time_steps)
-    model, history = experiment.train(
+    model, history = training.train(
         args,
         lambda: build_model(args, args.epochs * steps),
         batch,
@@ -102,7 +103,7 @@ def main(argv=None):
         validation_batch_size=100,
     )
     logits = model.predict(x, batch_size=100, verbose=0)[:, -SYMBOLS:]
-    experiment.finish(
+    training.finish(
         args,
         history,
         {
@@ -117,4 +118,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -1,8 +1,8 @@
 """The adding problem in a loop of its own: alone, or on many devices.
 
 The same loop runs on one device, on all devices of one machine, and on several
-machines (workers), with the same result: a batch is split among them, their
-gradients are added up, and each applies the sum.
+machines (workers), with the same result: each device gets a part of the batch,
+the gradients are added up, and every device applies the sum.
 
     python examples/distributed_training.py
     python examples/distributed_training.py --strategy mirrored
@@ -17,14 +17,13 @@ for one another. All must see the directory --out.
 If one of them dies, the others end: start all again, with --resume.
 """
 
+import contextlib
 import functools
 import json
 import os
 import pathlib
 import re
-import shutil
 import sys
-import tempfile
 import time
 
 import keras
@@ -32,7 +31,8 @@ import numpy as np
 import tensorflow as tf
 
 import addition_rnn
-import experiment
+import arguments
+import training
 
 TEST_BATCHES = 20
 CLUSTER = (
@@ -42,7 +42,7 @@ CLUSTER = (
 
 
 def check_cluster(text):
-    """Raise a UserError unless TF_CONFIG has all workers, and which this is."""
+    """Raise a UserError unless TF_CONFIG names the workers and this one."""
     try:
         config = json.loads(text)
         (workers,) = config["cluster"].values()
@@ -55,7 +55,7 @@ def check_cluster(text):
     except (ValueError, TypeError, KeyError, AttributeError):
         well_formed = False
     if not well_formed:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"TF_CONFIG must be like {CLUSTER}, with an index below the number "
             f"of workers; got {text}"
         )
@@ -71,9 +71,7 @@ def make_strategy(name):
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except tf.errors.OpError as error:
-            raise experiment.UserError(
-                f"TF_CONFIG {config}: {error}"
-            ) from error
+            raise arguments.UserError(f"TF_CONFIG {config}: {error}") from error
     if name == "mirrored":
         kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
         devices = tf.config.list_logical_devices(kind)
@@ -82,9 +80,9 @@ def make_strategy(name):
 
 
 def distributed(strategy, batch, start, stop):
-    """An iterator of `batch(start)` ... `batch(stop - 1)`, again and again.
+    """An iterator that repeats `batch(start)` ... `batch(stop - 1)`.
 
-    Every worker draws whole batches, and feeds each of its replicas its rows.
+    Every worker draws whole batches, and gives each of its replicas its rows.
     """
     replicas = strategy.num_replicas_in_sync
 
@@ -99,7 +97,7 @@ def distributed(strategy, batch, start, stop):
                 for array in batch(start + step)
             )
 
-        return experiment.batches(part, (stop - start) * count).repeat()
+        return training.batches(part, (stop - start) * count).repeat()
 
     return iter(strategy.distribute_datasets_from_function(of_worker))
 
@@ -140,7 +138,7 @@ def loop(strategy, model):
 
 
 def parse(argv):
-    parser = experiment.parser(__doc__, "distributed_training")
+    parser = arguments.parser(__doc__, "distributed_training")
     addition_rnn.add_arguments(parser)
     parser.add_argument(
         "--strategy",
@@ -151,42 +149,31 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def resume(args, strategy, checkpoint):
-    """Restore the last checkpoint of --out, if there is one; its history."""
-    out = pathlib.Path(args.out)
-    history, iterations = [], checkpoint.optimizer.iterations
-    if (out / "checkpoints/checkpoint").exists():
-        experiment.check_arguments(out, vars(args), afterwards=("strategy",))
-        try:
-            latest = tf.train.latest_checkpoint(out / "checkpoints")
-            checkpoint.restore(latest).assert_consumed()
-        except (
-            tf.errors.OpError, AssertionError, IndexError, ValueError
-        ) as error:  # fmt: skip
-            raise experiment.UserError(
-                f"{out} cannot be resumed: {error}"
-            ) from error
-        history = experiment.read_history(out, int(iterations.numpy()))
-    here = float(iterations.numpy())
+def resume(args, strategy, model):
+    """Load the checkpoint of --out, if there is one; return its history."""
+    out, history = pathlib.Path(args.out), []
+    if args.resume and (out / "checkpoint.keras").exists():
+        history = training.resume(model, out, vars(args), ("strategy",))
+    here = float(len(history))
     mean = strategy.reduce(
         "MEAN", strategy.run(lambda: tf.constant(here)), axis=None
     )
     if mean != here:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"--out {out} must be a directory that all workers see: here its "
-            f"checkpoint is of step {here:.0f}, elsewhere of another"
+            f"checkpoint is of epoch {here:.0f}, elsewhere of another"
         )
     return history
 
 
-def train(args, out, strategy, interrupt):
+def train(args, strategy, writes, interrupt):
     """Train for `args.epochs` epochs, with a checkpoint after each.
 
     Arguments:
         args: The parsed arguments.
-        out: The path where this worker writes.
         strategy: The tf.distribute.Strategy.
-        interrupt: An `experiment.Interrupt`.
+        writes: Whether this worker is the one that writes into --out.
+        interrupt: A `training.Interrupt`.
 
     Returns:
         The history: a list with one dict for each epoch.
@@ -195,14 +182,7 @@ def train(args, out, strategy, interrupt):
     with strategy.scope():
         model = addition_rnn.build_model(args)
         model.optimizer.build(model.trainable_weights)
-        checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
-        history = resume(args, strategy, checkpoint) if args.resume else []
-    if not history:
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        experiment.begin(args, out)
-    manager = tf.train.CheckpointManager(
-        checkpoint, out / "checkpoints", max_to_keep=1
-    )
+        history = resume(args, strategy, model)
 
     def batch(*entropy):
         rng = np.random.default_rng([args.seed, *entropy])
@@ -234,13 +214,12 @@ def train(args, out, strategy, interrupt):
         )
         print(history[-1], flush=True)
         if not np.isfinite(history[-1]["loss"]):
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"the loss is {history[-1]['loss']} in epoch {epoch + 1}: try "
                 "a lower --learning-rate; the last checkpoint is kept"
             )
-        # The history first: a resumed run drops what is ahead of its model.
-        experiment.write_history(out, history)
-        manager.save()
+        if writes:
+            training.write_epoch(model, args, history)
     return history
 
 
@@ -249,24 +228,25 @@ def main(argv=None):
     strategy = make_strategy(args.strategy)
     replicas = strategy.num_replicas_in_sync
     if args.batch_size % replicas:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"--batch-size must be a multiple of the {replicas} devices, got "
             f"{args.batch_size}"
         )
     resolver = strategy.cluster_resolver
-    first = not (resolver and resolver.task_id)
-    with tempfile.TemporaryDirectory() as elsewhere:
-        # All workers take part in writing; what the first one writes is kept.
-        out = pathlib.Path(args.out if first else elsewhere)
+    writes = not (resolver and resolver.task_id)
+    out = pathlib.Path(args.out)
+    with contextlib.ExitStack() as stack:
+        if writes:
+            stack.enter_context(training.locked(out))
+        interrupt = stack.enter_context(training.Interrupt())
         try:
-            with experiment.locked(out), experiment.Interrupt() as interrupt:
-                history = train(args, out, strategy, interrupt)
+            history = train(args, strategy, writes, interrupt)
         except tf.errors.UnavailableError as error:
-            raise experiment.UserError(
+            raise arguments.UserError(
                 "another worker has ended: start all again, with --resume"
             ) from error
-    if first:
-        experiment.finish(
+    if writes:
+        training.finish(
             args,
             history,
             {"test_mse": history[-1]["val_loss"]},
@@ -277,4 +257,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -3,14 +3,14 @@
 python examples/draw_curves.py out/indrnn out/lstm --column val_bpc
 """
 
-import argparse
 import csv
 import pathlib
 import sys
 
 from matplotlib import pyplot
 
-import experiment
+import arguments
+import training
 
 
 def read(run, column, over="minutes"):
@@ -24,24 +24,21 @@ def read(run, column, over="minutes"):
             return [int(row["steps"]) for row in rows], values
         return [float(row["seconds"]) / 60 for row in rows], values
     except OSError as error:
-        raise experiment.UserError(str(error)) from error
+        raise arguments.UserError(str(error)) from error
     except KeyError as error:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{path}: expected a column {error}, got {', '.join(rows[0])}"
         ) from error
     except (TypeError, ValueError) as error:
-        raise experiment.UserError(f"{path}: {error}") from error
+        raise arguments.UserError(f"{path}: {error}") from error
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.plain_parser(__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="DIR", help="where runs left their results"
     )
-    option = experiment.option
+    option = arguments.option
     option(parser, "--column", "val_loss", "of history.csv", metavar="NAME")
     text = "time, or training steps"
     option(parser, "--over", "minutes", text, choices=("minutes", "steps"))
@@ -50,16 +47,10 @@ def main(argv=None):
         "--top",
         None,
         "the upper end of the axis",
-        type=experiment.positive,
+        type=arguments.positive,
     )
     parser.add_argument("--log", action="store_true", help="logarithmic axis")
-    option(
-        parser,
-        "--out",
-        "out/curves.png",
-        "the picture to write, png, pdf or svg",
-        metavar="FILE",
-    )
+    arguments.add_picture(parser, "curves")
     args = parser.parse_args(argv)
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for run in args.runs:
@@ -70,8 +61,8 @@ def main(argv=None):
     axes.set_ylim(top=args.top)
     axes.grid(alpha=0.3)
     axes.legend()
-    experiment.save_figure(figure, args.out)
+    training.save_figure(figure, args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -1,28 +1,25 @@
 """Draw a dilated network: its connections, and the shortest path through it.
 
 Layer l is connected with itself d_l steps before. The strong line is a
-shortest way from the first input to the last output. After the figures of arXiv
+shortest path from the first input to the last output. Like the figures of arXiv
 1710.02224.
 
     python examples/draw_dilated_rnn.py --dilations 1 2 4 8
 """
 
-import argparse
 import sys
 
-import matplotlib
+from matplotlib import patches, pyplot
 
-import experiment
+import arguments
+import training
 from dilated_rnn import mean_recurrent_length
-
-matplotlib.use("Agg")
-from matplotlib import patches, pyplot  # noqa: E402
 
 
 def shortest_path(dilations, distance):
     """The layers whose connections bridge `distance` steps, bottom first.
 
-    As few as can be; None if no number of them does.
+    As few layers as possible; None if it cannot be done.
     """
     paths = [[]]
     for steps in range(1, distance + 1):
@@ -70,7 +67,7 @@ def draw(dilations, time_steps):
             up(time, layer, faint)
     for layer, dilation in enumerate(dilations):
         for time in range(time_steps - dilation):
-            # Each phase, a sequence of its own, in a shade of its own.
+            # Steps that belong to one sequence have one shade.
             shade = pyplot.colormaps["Blues"](
                 0.35 + 0.5 * (time % dilation + 1) / dilation
             )
@@ -107,30 +104,16 @@ def draw(dilations, time_steps):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for flag, default, text, options in (
-        (
-            "--dilations",
-            [1, 2, 4, 8],
-            "of the layers, bottom layer first",
-            {"type": experiment.count(1), "nargs": "+"},
-        ),
-        ("--time-steps", 16, "to draw", {"type": experiment.count(1)}),
-        (
-            "--out",
-            "out/dilated_rnn.png",
-            "the picture to write, png, pdf or svg",
-            {"metavar": "FILE"},
-        ),
-    ):
-        experiment.option(parser, flag, default, text, **options)
+    parser = arguments.plain_parser(__doc__)
+    option, count = arguments.option, arguments.count(1)
+    text = "of the layers, bottom layer first"
+    option(parser, "--dilations", [1, 2, 4, 8], text, type=count, nargs="+")
+    option(parser, "--time-steps", 16, "to draw", type=count)
+    arguments.add_picture(parser, "dilated_rnn")
     args = parser.parse_args(argv)
     figure = draw(args.dilations, args.time_steps)
-    experiment.save_figure(figure, args.out)
+    training.save_figure(figure, args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

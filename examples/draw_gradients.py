@@ -1,14 +1,13 @@
 """Gradients of deep networks, layer by layer, before and after training.
 
-A network of many IndRNN layers learns the adding problem; for each recurrent
-layer, bottom first, the norms of the gradients of its recurrent weights and of
-the kernel in front of it, as shares of those of the top layer, are printed and
-drawn. After arXiv 1803.04831, figure 5.
+A network of many IndRNN layers learns the adding problem. For each recurrent
+layer, bottom first, this prints and draws the norms of the gradients of its
+recurrent weights and of the kernel in front of it, relative to those of the top
+layer. Like figure 5 of arXiv 1803.04831.
 
     python examples/draw_gradients.py --model residual --layers 21
 """
 
-import argparse
 import sys
 
 import keras
@@ -16,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 from matplotlib import pyplot
 
-import experiment
+import arguments
+import training
 from addition_rnn import BASELINE, adding_batch
 from deep_ind_rnn import residual_ind_rnn, stacked_ind_rnn
 from ind_rnn import IndRNN
@@ -47,7 +47,7 @@ def build_model(args):
 def gradient_norms(model, x, y):
     """The norms (layers, 2) of the gradients of kernels and of u.
 
-    A layer is a recurrence with the dense layer in front of it, bottom first.
+    A layer is a recurrence and the dense layer in front of it, bottom first.
     """
     dense = [
         layer for layer in model.layers if isinstance(layer, keras.layers.Dense)
@@ -90,11 +90,8 @@ def draw(norms, title):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    option, count = experiment.option, experiment.count
+    parser = arguments.plain_parser(__doc__)
+    option, count = arguments.option, arguments.count
     option(
         parser,
         "--model",
@@ -108,17 +105,11 @@ def parse(argv):
         ("--time-steps", 100, "length of a sequence", count(2)),
         ("--batch-size", 50, "sequences in a batch", count(1)),
         ("--steps", 500, "of training", count(1)),
-        ("--learning-rate", 1e-3, "of Adam", experiment.positive),
+        ("--learning-rate", 1e-3, "of Adam", arguments.positive),
         ("--seed", 1, "of weights and data", count(0)),
     ):
         option(parser, flag, default, text, type=kind)
-    option(
-        parser,
-        "--out",
-        "out/gradients.png",
-        "the picture to write, png, pdf or svg",
-        metavar="FILE",
-    )
+    arguments.add_picture(parser, "gradients")
     args = parser.parse_args(argv)
     if args.model == "residual" and args.layers % 2 == 0:
         parser.error(f"--layers must be odd if residual, got {args.layers}")
@@ -152,8 +143,8 @@ def main(argv=None):
         f"(no memory: {BASELINE:.4f})"
     )
     figure = draw(norms, f"{args.model}, {args.layers} layers")
-    experiment.save_figure(figure, args.out)
+    training.save_figure(figure, args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

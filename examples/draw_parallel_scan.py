@@ -5,17 +5,17 @@ Explained in docs/parallel_scan.md.
     python examples/draw_parallel_scan.py --out img/parallel_scan
 """
 
-import argparse
 import pathlib
 import sys
 
 import numpy as np
 from matplotlib import pyplot
 
-import experiment
+import arguments
+import training
 
 F, G = (1.0, 0.5, 0.0, np.inf), (-0.5, 2.0, 0.0, np.inf)  # (m, s, low, high)
-CHUNK, CHUNKS = 4, 3  # fewer than in the library, to be seen
+CHUNK, CHUNKS = 4, 3  # few enough to draw
 
 
 def apply(f, h):
@@ -88,10 +88,7 @@ def draw_scan(figure):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.plain_parser(__doc__)
     parser.add_argument(
         "--out", type=pathlib.Path, default="out/parallel_scan", metavar="DIR"
     )
@@ -102,8 +99,8 @@ def main(argv=None):
     ):
         figure = pyplot.figure(figsize=size, layout="constrained")
         draw(figure)
-        experiment.save_figure(figure, args.out / f"{name}.png")
+        training.save_figure(figure, args.out / f"{name}.png")
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -30,7 +30,8 @@ import keras
 import numpy as np
 from matplotlib import pyplot
 
-import experiment
+import arguments
+import training
 from ind_rnn import IndRNN
 from ind_rnn_optimizer import TimeScaledAdam
 
@@ -76,7 +77,7 @@ def read(name):
     try:
         return np.asarray(SERIES[name].read(), float)
     except ModuleNotFoundError as error:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"--series {name}: {error}; pip install statsmodels vega_datasets"
         ) from error
 
@@ -89,7 +90,7 @@ def windows(values, first, last, length, horizon):
     """
     starts = np.arange(max(0, first - length), last - length - horizon + 1)
     if not starts.size:
-        raise experiment.UserError(
+        raise arguments.UserError(
             "--length and --horizon must be shorter: no window of "
             f"{length} + {horizon} values fits into a part of the series"
         )
@@ -155,20 +156,20 @@ def build_model(args):
     if args.model == "linear":
         layers.append(keras.layers.Flatten())
     elif args.model == "dilated":
-        layers.append(experiment.dilated(args, args.length))
+        layers.append(arguments.dilated(args, args.length))
     else:
-        layer = {"indrnn": IndRNN, **experiment.BASELINES}[args.model]
+        layer = {"indrnn": IndRNN, **arguments.BASELINES}[args.model]
         for index in range(args.layers):
             last = index == args.layers - 1
             layers.append(layer(args.units, return_sequences=not last))
     layers.append(keras.layers.Dense(args.horizon))
     model = keras.Sequential(layers)
     steps = args.epochs * args.steps_per_epoch
-    rate = experiment.cosine(args.learning_rate, steps, min(100, steps // 2))
+    rate = training.cosine(args.learning_rate, steps, min(100, steps // 2))
     model.compile(
         TimeScaledAdam(rate, global_clipnorm=1.0),
         "mae",
-        jit_compile=experiment.jit_compile(args),
+        jit_compile=training.jit_compile(args),
     )
     return model
 
@@ -203,10 +204,10 @@ def draw(args, windows, forecasts):
 
 
 def parse(argv):
-    parser = experiment.parser(
+    parser = arguments.parser(
         __doc__, "forecasting", models=("dilated", "indrnn", "linear")
     )
-    count, option = experiment.count(1), experiment.option
+    count, option = arguments.count(1), arguments.option
     option(parser, "--series", "co2", "what to forecast", choices=SERIES)
     for flag, text, defaults in (
         ("length", "values to read", {k: s.length for k, s in SERIES.items()}),
@@ -225,12 +226,12 @@ def parse(argv):
             "--learning-rate",
             5e-3,
             "of Adam, after 100 steps of warm-up, falling to 0 along a cosine",
-            experiment.positive,
+            arguments.positive,
         ),
     ):
         option(parser, flag, default, text, type=kind)
     text = "of --model dilated"
-    option(parser, "--cell", "rnn", text, choices=experiment.CELLS)
+    option(parser, "--cell", "rnn", text, choices=arguments.CELLS)
     text = f"of the layers {text}, bottom layer first"
     dilations = [1, 2, 4, 8, 16, 32]
     option(parser, "--dilations", dilations, text, type=count, nargs="+")
@@ -260,7 +261,7 @@ def main(argv=None):
         rows = rng.integers(0, len(x), args.batch_size)
         return x[rows], y[rows]
 
-    _, history = experiment.train(
+    _, history = training.train(
         args,
         lambda: build_model(args),
         batch,
@@ -269,7 +270,7 @@ def main(argv=None):
         validation_data=validation,
         validation_batch_size=256,
     )
-    network, _ = experiment.load_network(args.out)
+    network, _ = training.load_network(args.out)
     outputs = network.predict(x_test, batch_size=256, verbose=0)
     naive, test = (
         naive_forecasts(part.inputs, series.season, args.horizon)
@@ -284,9 +285,9 @@ def main(argv=None):
     for name, forecast in zip(names, forecasts.values(), strict=True):
         metrics |= scores(name, forecast, parts[2].targets, scale)
     figure = draw(args, parts[2], forecasts)
-    experiment.save_figure(figure, pathlib.Path(args.out) / "forecast.png")
+    training.save_figure(figure, pathlib.Path(args.out) / "forecast.png")
     level = np.abs(naive["seasonal naive"] - parts[1].targets).mean() / unit
-    experiment.finish(
+    training.finish(
         args,
         history,
         metrics,
@@ -296,4 +297,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -20,16 +20,17 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-import experiment
+import arguments
 import penn_treebank
+import training
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 
 VALIDATION_ROWS, CHUNK = 10, 100
-# Arguments of what is done with a trained model.
+# Arguments that only matter after training.
 AFTERWARDS = (
     "sample", "temperature", "dynamic", "dynamic_rate", "dynamic_decay"
 )  # fmt: skip
-# What depends on --level.
+# Defaults that depend on --level.
 DEFAULTS = {
     "char": {
         "layers": 8,
@@ -67,17 +68,17 @@ def network(args, symbols, batch_size):
     for layer in recurrent_layers(args, batch_size):
         x = layer(x)
     x = keras.layers.Dense(args.embedding)(x)
-    x = same_mask_dropout(args.last_dropout)(x)
+    x = keras.layers.SpatialDropout1D(args.last_dropout)(x)
     return keras.Model(indices, tied(x, reverse=True))
 
 
 def recurrent_layers(args, batch_size):
     """The layers, or the one network, between embedding and scores."""
-    if args.model in experiment.BASELINES:
-        layer = experiment.BASELINES[args.model]
+    if args.model in arguments.BASELINES:
+        layer = arguments.BASELINES[args.model]
         layers = []
         for _ in range(args.layers):
-            layers.append(same_mask_dropout(args.dropout))
+            layers.append(keras.layers.SpatialDropout1D(args.dropout))
             layers.append(
                 layer(args.units, return_sequences=True, stateful=True)
             )
@@ -88,9 +89,9 @@ def recurrent_layers(args, batch_size):
         "stateful": True,
         "batch_size": batch_size,
         "dropout": args.dropout,
-        **experiment.normalization(args),
+        **arguments.normalization(args),
         "recurrent_max_abs": args.recurrent_max_abs,
-        # Of either sign: a neuron may also tell a symbol from the one before.
+        # Of either sign: with u < 0 a neuron can detect a change.
         "recurrent_initializer": keras.initializers.RandomUniform(
             -args.recurrent_max_abs, args.recurrent_max_abs
         ),
@@ -110,11 +111,6 @@ def recurrent_layers(args, batch_size):
             **options,
         )
     ]
-
-
-def same_mask_dropout(rate):
-    """Dropout with one mask for all steps of a segment."""
-    return keras.layers.Dropout(rate, noise_shape=(None, 1, None))
 
 
 # Keras has one of its own, ReversibleEmbedding, from 3.14 on.
@@ -141,7 +137,7 @@ class TiedEmbedding(keras.layers.Embedding):
 
 @keras.saving.register_keras_serializable(package="language_model")
 class SymbolDropout(keras.layers.Dropout):
-    """Drops symbols from a batch, each wherever it occurs.
+    """Drops some symbols, wherever they occur in a batch.
 
     From [embedded (B, T, E), indices (B, T)] to (B, T, E).
     """
@@ -169,7 +165,7 @@ def build_model(args, symbols):
     model.compile(
         keras.optimizers.Adam(args.learning_rate, global_clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,  # would compile anew for each length
+        jit_compile=False,  # would compile once for each length
     )
     return model
 
@@ -187,11 +183,11 @@ class Nats(keras.metrics.Sum):
 
 
 def twin(args, symbols, batch_size, source=None):
-    """The network for other batches, to be evaluated; weights of `source`."""
+    """The network with another batch size, to evaluate weights of `source`."""
     model = network(args, symbols, batch_size)
     model.compile(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        # A sum, for Keras' means give short chunks the weight of others.
+        # A sum: in Keras' means, short chunks would count as much as others.
         metrics=[Nats()],
         jit_compile=False,
     )
@@ -201,7 +197,7 @@ def twin(args, symbols, batch_size, source=None):
 
 
 def stateful_layers(model):
-    """Its recurrent layers, also those of networks inside it."""
+    """The recurrent layers of a model and of the models inside it."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from stateful_layers(layer)
@@ -215,15 +211,15 @@ def reset_states(model):
 
 
 def copy_weights(source, target):
-    """All weights; Keras does not count states among them."""
+    """Copy all weights, but no states."""
     target.set_weights(source.get_weights())
 
 
 def evaluate(model, text, chunk=CHUNK):
     """The mean cross entropy of the next symbol in nats.
 
-    The text in as many rows as the batch of `model` has, read from their
-    beginnings in chunks of so many steps.
+    The text is cut into as many rows as a batch of `model` has. They are read
+    from the start, `chunk` steps at a time.
     """
     rows = penn_treebank.in_rows(text, model.input.shape[0])
     length = rows.shape[1] - 1
@@ -236,7 +232,7 @@ def evaluate(model, text, chunk=CHUNK):
 
     reset_states(model)
     results = model.evaluate(
-        experiment.batches(batch, steps, free=[1]), verbose=0, return_dict=True
+        training.batches(batch, steps, free=[1]), verbose=0, return_dict=True
     )
     return results["nats"] / (len(rows) * length)
 
@@ -292,7 +288,7 @@ class Schedule(keras.callbacks.Callback):
 
 
 def plateaus(losses, patience):
-    """How often there were `patience` losses in a row without a new best."""
+    """How often `patience` losses in a row brought no new best one."""
     best, waited, count = math.inf, 0, 0
     for loss in losses:
         waited = 0 if loss < best else waited + 1
@@ -310,7 +306,7 @@ def scores(level, nats):
 
 
 def dynamic_evaluation(args, model, text, training_text):
-    """As `evaluate`, of a model that goes on learning from what it has read.
+    """As `evaluate`, while the model keeps learning from what it has read.
 
     After each segment of 20 steps, with the root r of the mean squared
     gradients of `training_text` and the trained weights w_0:
@@ -378,7 +374,7 @@ def dynamic_evaluation(args, model, text, training_text):
 
 
 def sample(args, model, symbols, count):
-    """`count` symbols that the model makes up, after the end of a sentence.
+    """Sample `count` symbols from the model, after the end of a sentence.
 
     Arguments:
         model: A `twin` with one row.
@@ -397,15 +393,16 @@ def sample(args, model, symbols, count):
 
 def parse(argv):
     models = ("stacked", "residual", "dense")
-    parser = experiment.parser(__doc__, "language_model", models)
-    count, positive = experiment.count, experiment.positive
+    parser = arguments.parser(__doc__, "language_model", models)
+    count, positive = arguments.count, arguments.positive
+    rate = arguments.rate
     parser.add_argument("--level", choices=DEFAULTS, required=True)
     parser.add_argument(
         "--data", metavar="DIR", required=True, help="of ptb.train.txt, ..."
     )
     for flag, default, text, kind in (
-        ("--recurrent-max-abs", 0.99, "of IndRNN, whose states are carried "
-         "for ever; as in the authors' code", positive),
+        ("--recurrent-max-abs", 0.99, "of IndRNN, whose states are never "
+         "reset; as in the authors' code", positive),
         ("--time-steps", 50, "the usual length of a segment", count(1)),
         ("--epochs", 1000, "at most", count(1)),
         ("--epoch-steps", 500, "training steps from one validation to the "
@@ -415,12 +412,12 @@ def parse(argv):
         ("--factor", 0.2, "by which it drops then", positive),
         ("--dynamic-rate", 1e-4, "learning rate of --dynamic", positive),
         ("--dynamic-decay", 0.02, "towards the trained weights", positive),
-        ("--sample", 0, "symbols to make up and print at the end", count(0)),
+        ("--sample", 0, "symbols to sample and print at the end", count(0)),
         ("--temperature", 1.0, "of --sample", positive),
     ):  # fmt: skip
-        experiment.option(parser, flag, default, text, type=kind)
-    experiment.add_deep(parser, growth=32, block_sizes=[3, 3, 3])
-    experiment.option(
+        arguments.option(parser, flag, default, text, type=kind)
+    arguments.add_deep(parser, growth=32, block_sizes=[3, 3, 3])
+    arguments.option(
         parser,
         "--schedule",
         "plateau",
@@ -445,9 +442,9 @@ def parse(argv):
         ("embedding", "size of the vectors of symbols", count(1)),
         ("batch_size", "rows that the text is read in", count(1)),
         ("learning_rate", "of Adam, after 200 steps of warm-up", positive),
-        ("dropout", "rate between layers, one mask for all steps", float),
-        ("embedding_dropout", "rate of whole symbols", float),
-        ("last_dropout", "rate before the scores", float),
+        ("dropout", "rate between layers, one mask for all steps", rate),
+        ("embedding_dropout", "rate of whole symbols", rate),
+        ("last_dropout", "rate before the scores", rate),
     ):
         defaults = (f"{level}: {DEFAULTS[level][name]}" for level in DEFAULTS)
         parser.add_argument(
@@ -456,18 +453,16 @@ def parse(argv):
             metavar="N",
             help=f"{text} (default: {', '.join(defaults)})",
         )
-    experiment.add_evaluate(parser)
+    arguments.add_evaluate(parser)
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.level].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-        if "dropout" in name:
-            experiment.check_rates(parser, args, name)
     return args
 
 
 def report(args, model, symbols, texts):
-    """The metrics of a trained network; prints what it makes up."""
+    """The metrics of a trained network; prints what it samples."""
     reader = twin(args, len(symbols), 1, source=model)
     judge = twin(args, len(symbols), VALIDATION_ROWS, source=model)
     nats = {
@@ -492,14 +487,14 @@ def report(args, model, symbols, texts):
 def main(argv=None):
     args = parse(argv)
     if args.evaluate:
-        model, args = experiment.trained(args, AFTERWARDS)
+        model, args = training.trained(args, AFTERWARDS)
     symbols, texts = penn_treebank.load_text(args.data, args.level)
     if args.evaluate:
         print(json.dumps(report(args, model, symbols, texts)))
         return
     rows = penn_treebank.in_rows(texts["train"], args.batch_size)
     if rows.shape[1] < 2 or len(texts["valid"]) < 2 * VALIDATION_ROWS:
-        raise experiment.UserError(
+        raise arguments.UserError(
             "--data: expected two symbols for each row of a batch, got "
             f"{rows.shape[1]} for --batch-size {args.batch_size}, and "
             f"{len(texts['valid'])} to validate with"
@@ -519,7 +514,7 @@ def main(argv=None):
         spent = history[-1]["seconds"] if history else 0
         return bool(args.minutes) and spent >= 60 * args.minutes
 
-    model, history = experiment.train(
+    model, history = training.train(
         args,
         lambda: build_model(args, len(symbols)),
         batch,
@@ -530,10 +525,10 @@ def main(argv=None):
         free=[1],  # time
         afterwards=AFTERWARDS,
     )
-    model, _ = experiment.load_network(args.out)
+    model, _ = training.load_network(args.out)
     metrics = report(args, model, symbols, texts)
-    experiment.finish(args, history, metrics, curves=("loss", "val_loss"))
+    training.finish(args, history, metrics, curves=("loss", "val_loss"))
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

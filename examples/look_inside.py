@@ -1,27 +1,27 @@
 """Look inside a trained network: what each of its neurons remembers.
 
 A neuron of an IndRNN depends on its own past alone, through one recurrent
-weight u: without input, its state falls to 1 % of what it was in
-log(0.01) / log|u| steps; for |u| >= 1, never. For each recurrent layer, neurons
-in the order of |u|, this draws their memory lengths and, given a sequence,
-their states over time, each as a share of its own largest one. After the
-figures of arXiv 1803.04831 and 1910.06251. (With relu, a neuron with u < 0
-forgets at once: what remains of its state is negative, and cut off.)
+weight u: without input, its state falls to 1 % in log(0.01) / log|u| steps, and
+never for |u| >= 1. For each recurrent layer, this draws the memory lengths of
+its neurons in the order of |u| and, given a sequence, their states over time,
+each relative to its own largest one. Like the figures of arXiv 1803.04831 and
+1910.06251. (With relu, a neuron with u < 0 forgets at once: u times its state
+is negative, and relu cuts it off.)
 
     python examples/look_inside.py out/addition_rnn --sequence adding
     python examples/look_inside.py out/sequential_mnist --sequence mnist.npz
     python examples/look_inside.py model.keras --sequence x.npy
 """
 
-import argparse
 import sys
 
 import keras
 import numpy as np
 from matplotlib import pyplot
 
-import deep_ind_rnn  # noqa: F401, of which a model may have layers
-import experiment
+import arguments
+import deep_ind_rnn  # noqa: F401, registers layers for loading
+import training
 from addition_rnn import adding_batch
 from dilated_rnn import DilatedRNN
 from ind_rnn_cell import IndRNNCell
@@ -29,13 +29,13 @@ from sequential_mnist import TIME_STEPS, load_mnist, prepare
 
 
 def recurrent_layers(layer, dilation=1):
-    """The recurrent layers of IndRNNCell in a layer or model, bottom first.
+    """Find the recurrent layers with an IndRNNCell, bottom first.
 
-    However deep they are nested, in networks and in wrappers: `IndRNN`, and
-    `keras.layers.RNN` of one `IndRNNCell`.
+    They are `IndRNN` and `keras.layers.RNN` of one `IndRNNCell`, however deeply
+    nested in networks and wrappers.
 
     Returns:
-        {layer: dilation}, where dilations are 1 but in a `DilatedRNN`.
+        {layer: dilation}; the dilation is 1 outside a `DilatedRNN`.
     """
     if isinstance(layer, keras.layers.RNN):
         return {layer: dilation} if isinstance(layer.cell, IndRNNCell) else {}
@@ -61,7 +61,7 @@ def memory_lengths(u):
 def responses(model, layers, x):
     """The states of every layer over one sequence x: {layer: (steps, N)}.
 
-    In the order of time. Of a layer that the model does not call, none.
+    States are in the order of time. Layers that are not called are left out.
     """
     batch = model.input_shape[0] or 1
     found = {}
@@ -70,15 +70,14 @@ def responses(model, layers, x):
         inner_loop, wanted = layer.inner_loop, layer.return_sequences
 
         def recorded(*arguments, **options):
-            # Otherwise, Keras' own loop returns nothing but the last state.
+            # Otherwise Keras' own loop returns only the last state.
             layer.return_sequences = True
             result = inner_loop(*arguments, **options)
             layer.return_sequences = wanted
             states = np.asarray(result[1], "float32")
             if layer.go_backwards:
                 states = states[:, ::-1]
-            # A dilated layer has steps that lie apart side by side, in the
-            # batch.
+            # A dilated layer has its phases in the batch axis.
             states = np.moveaxis(states, 1, 0)
             found[layer] = states.reshape(-1, batch, states.shape[-1])[:, 0]
             return result
@@ -99,7 +98,7 @@ def read_sequence(what, index, shape):
     """A sequence for a model whose input has a given shape, without batch.
 
     Raises:
-        experiment.UserError: If it cannot be had, or has another shape.
+        arguments.UserError: If it cannot be read, or has another shape.
     """
     length = shape[0]
     if what == "adding":
@@ -108,7 +107,7 @@ def read_sequence(what, index, shape):
     elif what.endswith(".npz"):
         digits = load_mnist(what)[1][0]
         if index >= len(digits):
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"--index must be below {len(digits)}, the number of test "
                 f"digits, got {index}"
             )
@@ -116,15 +115,16 @@ def read_sequence(what, index, shape):
         rng = np.random.default_rng(index)
         x = prepare(digits[index : index + 1], length=length, rng=rng)[0]
     else:
-        try:
-            with open(what, "rb") as file:
-                x = np.lib.format.read_array(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise experiment.UserError(f"--sequence {what}: {error}") from error
+        errors = OSError, ValueError
+        with (
+            arguments.explained(f"--sequence {what}", errors),
+            open(what, "rb") as file,
+        ):
+            x = np.lib.format.read_array(file, allow_pickle=False)
     if len(x.shape) != len(shape) or any(
         n not in (None, found) for n, found in zip(shape, x.shape, strict=True)
     ):
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"--sequence {what}: the model needs one of shape {shape}, "
             f"got {x.shape}"
         )
@@ -214,16 +214,13 @@ def summary(layers, weights):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.plain_parser(__doc__)
     parser.add_argument(
         "model",
         metavar="MODEL",
         help="a .keras file, or a directory where an example left one",
     )
-    option = experiment.option
+    option = arguments.option
     option(
         parser,
         "--sequence",
@@ -234,19 +231,13 @@ def main(argv=None):
         metavar="WHAT",
     )
     text = "of the test digit, or of the random adding sequence"
-    option(parser, "--index", 0, text, type=experiment.count(0))
-    option(
-        parser,
-        "--out",
-        "out/look_inside.png",
-        "the picture to write, png, pdf or svg",
-        metavar="FILE",
-    )
+    option(parser, "--index", 0, text, type=arguments.count(0))
+    arguments.add_picture(parser, "look_inside")
     args = parser.parse_args(argv)
-    model, _ = experiment.load_network(args.model)
+    model, _ = training.load_network(args.model)
     layers = recurrent_layers(model)
     if not layers:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{args.model}: expected a network with IndRNN layers, got one of "
             + ", ".join(
                 sorted({type(layer).__name__ for layer in model.layers})
@@ -259,7 +250,7 @@ def main(argv=None):
     x = states = None
     if args.sequence is not None:
         if isinstance(model.input_shape, (list, dict)):
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"--sequence needs a model of one input, got {args.model} of "
                 f"{len(model.input_shape)}"
             )
@@ -267,8 +258,8 @@ def main(argv=None):
         states = responses(model, layers, x)
     for line in summary(layers, weights):
         print(line)
-    experiment.save_figure(draw(layers, weights, states, x), args.out)
+    training.save_figure(draw(layers, weights, states, x), args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

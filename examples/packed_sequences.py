@@ -1,15 +1,15 @@
 """Sentences of different lengths: padded, packed into rows, or as a stream.
 
-A model of the next character of Penn Treebank, for which each sentence begins
-anew. `--batches` says how sentences come together:
+A model of the next character of Penn Treebank that starts each sentence without
+a past. `--batches` says how sentences are batched:
 
-    padded    a sentence a row, all filled up to the longest one of all
-    bucketed  a sentence a row, beside others of about its length
-    packed    whole sentences behind one another in a row
-    stream    the same without end, cut into segments of `--time-steps`; states
-              go on from each segment to the next one
+    padded    one sentence per row, padded to the longest of all
+    bucketed  one sentence per row, in a batch with others of about its length
+    packed    several whole sentences per row, one after another
+    stream    endless rows, cut into segments of `--time-steps`; states are
+              carried from each segment to the next
 
-In the last two a sentence begins inside a row, where the state must forget the
+In the last two, a sentence begins inside a row, where the state must forget the
 one before: `reset` is true wherever the input is the end of a sentence. All
 four train the same function of each sentence. `--data` has ptb.train.txt,
 ptb.valid.txt and ptb.test.txt (see penn_treebank.py).
@@ -26,8 +26,9 @@ import keras
 import numpy as np
 from keras import ops
 
-import experiment
+import arguments
 import penn_treebank
+import training
 from ind_rnn import IndRNN
 from indy import IndyGRU, IndyLSTM
 
@@ -39,7 +40,7 @@ BUCKET = 32  # lengths of --batches bucketed are multiples of it
 def build_model(args, symbols, batch_size=None, steps=1):
     """Compiled: symbols (B, T) to logits of the next ones (B, T, symbols).
 
-    With `batch_size`, states go on from one call to the next.
+    With `batch_size`, states are carried from one call to the next.
     """
     indices = keras.Input((None,), batch_size=batch_size, dtype="int32")
     x = keras.layers.Embedding(symbols, args.embedding, mask_zero=True)(indices)
@@ -49,28 +50,28 @@ def build_model(args, symbols, batch_size=None, steps=1):
             layer = LAYERS[args.model](args.units, **options)
             x = layer(x, reset=ops.equal(indices, END))
         else:
-            x = experiment.BASELINES[args.model](args.units, **options)(x)
+            x = arguments.BASELINES[args.model](args.units, **options)(x)
     model = keras.Model(indices, keras.layers.Dense(symbols)(x))
     rate = keras.optimizers.schedules.CosineDecay(args.learning_rate, steps)
     model.compile(
         keras.optimizers.Adam(rate, global_clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[BitsPerCharacter()],
-        jit_compile=False,  # would compile anew for each length
+        jit_compile=False,  # would compile once for each length
     )
     return model
 
 
 @keras.saving.register_keras_serializable(package="packed_sequences")
 class BitsPerCharacter(keras.metrics.Mean):
-    """The mean over all symbols; padding is none."""
+    """The mean over all symbols, without padding."""
 
     def __init__(self, name="bpc", **kwargs):
         super().__init__(name, **kwargs)
 
     def update_state(self, y, logits, sample_weight=None):
         nats = ops.sparse_categorical_crossentropy(y, logits, from_logits=True)
-        # Of arrays with more axes, Keras would take the mean of each row.
+        # Keras would first take the mean of each row of a larger array.
         bits, symbols = ops.ravel(nats / math.log(2)), ops.ravel(y)
         super().update_state(bits, ops.not_equal(symbols, PADDING))
 
@@ -78,8 +79,8 @@ class BitsPerCharacter(keras.metrics.Mean):
 def load_sentences(directory):
     """All symbols, and {part: its sentences, arrays that begin with END}.
 
-    A sentence less its last symbol is an input, less its first one the answer;
-    both have its `size`.
+    A sentence without its last symbol is an input; without its first symbol it
+    is the target. Both have its `size`.
     """
     found, texts = penn_treebank.load_text(directory, "char")
     others = [symbol for symbol in found if symbol != penn_treebank.END]
@@ -99,7 +100,7 @@ def size(sentence):
 
 
 def arrays_of(rows, length):
-    """x and y (B, T) of lists of sentences, those of each row."""
+    """x and y (B, T), from a list of sentences for each row."""
     x = np.full((len(rows), length), PADDING, "int32")
     y = x.copy()
     for row, sentences in enumerate(rows):
@@ -111,7 +112,7 @@ def arrays_of(rows, length):
 
 
 def cut(arrays, length):
-    """Pairs of x and y, segments of so many steps of a pair."""
+    """Cut x and y (B, T) into segments of `length` steps."""
     starts = range(0, arrays[0].shape[1], length)
     return [tuple(z[:, t : t + length] for z in arrays) for t in starts]
 
@@ -147,8 +148,8 @@ def stream(args, sentences, rng):
     sentences = shuffled(sentences, rng)
     stops = np.cumsum([size(sentence) for sentence in sentences])
     count = rows_for(args, args.time_steps)
-    # A row is longer than its share by less than a sentence, so that each
-    # epoch has as many segments.
+    # A row exceeds its share by less than a sentence, so that all epochs have
+    # the same number of segments.
     share = stops[-1] / count
     longest = share + max(map(size, sentences))
     cuts = [0, *np.searchsorted(stops, share * np.arange(1, count)), None]
@@ -179,7 +180,7 @@ def in_parts(rows, count):
 def pack(sentences, length):
     """Rows of whole sentences, of at most `length` steps.
 
-    The longest ones first, each into the row that it fills best ("best fit
+    The longest sentences first, each in the row that it fills best ("best fit
     decreasing").
     """
     rows = []
@@ -206,14 +207,14 @@ def padding(batches):
 
 def evaluate(model, batches):
     """The bits per character of all symbols of some batches."""
-    data = experiment.batches(
+    data = training.batches(
         batches.__getitem__, len(batches), free_axes(model.input.shape[0])
     )
     return model.evaluate(data, verbose=0, return_dict=True)["bpc"]
 
 
 def free_axes(batch_size):
-    """Those in which the batches of a model may differ; see `build_model`."""
+    """The axes in which the shapes of batches may differ."""
     return [1] if batch_size else [0, 1]
 
 
@@ -230,13 +231,13 @@ class Validation(keras.callbacks.Callback):
 
 
 def parse(argv):
-    parser = experiment.parser(__doc__, "packed_sequences", LAYERS)
+    parser = arguments.parser(__doc__, "packed_sequences", LAYERS)
     parser.add_argument(
         "--data", metavar="DIR", required=True, help="of ptb.train.txt, ..."
     )
-    text = "how sentences come together in a batch"
-    experiment.option(parser, "--batches", "stream", text, choices=BATCHES)
-    count = experiment.count(1)
+    text = "how sentences are batched"
+    arguments.option(parser, "--batches", "stream", text, choices=BATCHES)
+    count = arguments.count(1)
     for flag, default, text, kind in (
         ("--sentences", 10000, "of the text, to train with", count),
         ("--symbols", 4000, "in a batch, about, without padding", count),
@@ -249,10 +250,10 @@ def parse(argv):
             "--learning-rate",
             4e-3,
             "of Adam, falling to 0 along a cosine",
-            experiment.positive,
+            arguments.positive,
         ),
     ):
-        experiment.option(parser, flag, default, text, type=kind)
+        arguments.option(parser, flag, default, text, type=kind)
     args = parser.parse_args(argv)
     if args.model not in LAYERS and args.batches in ("packed", "stream"):
         parser.error(
@@ -279,7 +280,7 @@ def main(argv=None):
         part: bucketed(args, texts[part], rng) for part in ("valid", "test")
     }
     judge = build_model(args, len(symbols))
-    model, history = experiment.train(
+    model, history = training.train(
         args,
         lambda: build_model(args, len(symbols), rows, args.epochs * steps),
         lambda epoch, step: batches(epoch)[step],
@@ -288,7 +289,7 @@ def main(argv=None):
         best="val_bpc",
         free=free_axes(rows),
     )
-    best, _ = experiment.load_network(args.out)
+    best, _ = training.load_network(args.out)
     metrics = {
         "padding": share,
         "validation_bpc": min(row["val_bpc"] for row in history),
@@ -296,13 +297,13 @@ def main(argv=None):
     judge.set_weights(best.get_weights())
     metrics["test_bpc"] = evaluate(judge, parts["test"])
     if args.model in LAYERS:
-        # Once more, as a server would read it: one row without an end.
+        # Once more as one endless row, as a server would read it.
         reader = build_model(args, len(symbols), batch_size=1)
         reader.set_weights(best.get_weights())
         row = arrays_of([texts["test"]], sum(map(size, texts["test"])))
         metrics["test_bpc_of_a_stream"] = evaluate(reader, cut(row, 1000))
-    experiment.finish(args, history, metrics, curves=("bpc", "val_bpc"))
+    training.finish(args, history, metrics, curves=("bpc", "val_bpc"))
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

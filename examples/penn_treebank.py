@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-import experiment
+import arguments
 
 END = "\n"  # of a sentence: a symbol of its own at both levels
 
@@ -21,21 +21,20 @@ def load_text(directory, level):
     """The symbols, and {"train", "valid", "test": their indices, int32 (n,)}.
 
     Raises:
-        experiment.UserError: If a file cannot be read, is empty, or has
+        arguments.UserError: If a file cannot be read, is empty, or has
             symbols that the training text has not.
     """
     texts = {}
     for part in ("train", "valid", "test"):
         path = pathlib.Path(directory) / f"ptb.{part}.txt"
-        try:
+        errors = OSError, UnicodeDecodeError
+        with arguments.explained(f"--data: {path}", errors):
             lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise experiment.UserError(f"--data: {path}: {error}") from error
         texts[part] = [
             symbol for line in lines for symbol in symbols_of(line, level)
         ]
         if len(texts[part]) < 2:
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"--data: {path}: expected words, got none"
             )
     symbols = sorted(set(texts["train"]))
@@ -43,7 +42,7 @@ def load_text(directory, level):
     for part, text in texts.items():
         unknown = sorted(set(text) - set(symbols))
         if unknown:
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"--data: ptb.{part}.txt: expected symbols of ptb.train.txt, "
                 f"got {', '.join(map(repr, unknown[:5]))}"
             )
@@ -52,7 +51,7 @@ def load_text(directory, level):
 
 
 def symbols_of(line, level):
-    """The symbols of a sentence, its end included; none of an empty line."""
+    """The symbols of a sentence with its end; an empty line has none."""
     words = line.split()
     if not words:
         return []
@@ -60,14 +59,14 @@ def symbols_of(line, level):
 
 
 def text_of(symbols, level):
-    """The lines that have these symbols."""
+    """The text that consists of these symbols."""
     if level == "char":
         return "".join(symbols).replace("_", " ")
     return " ".join(symbols).replace(f" {END}", END).replace(f"{END} ", END)
 
 
 def in_rows(text, count):
-    """(n,) to (count, n // count): consecutive parts, one below another."""
+    """(n,) to (count, n // count): consecutive parts, one in each row."""
     length = len(text) // count
     return text[: length * count].reshape(count, length)
 
@@ -75,7 +74,7 @@ def in_rows(text, count):
 class Segments:
     """Where each training step begins and ends in rows of a given length.
 
-    A pass starts at a random place and goes on in segments of random lengths:
+    A pass starts at a random place and consists of segments of random lengths:
     most of about `time_steps`, one in twenty of about half as many (arXiv
     1910.06251). They are rounded to tenths of `time_steps`.
 

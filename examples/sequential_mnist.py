@@ -1,9 +1,9 @@
 """Sequential MNIST: the 784 pixels of a digit, one at a time.
 
-The network sees a digit pixel by pixel, row after row, and names it after the
-last one; `--permute` puts the pixels into one fixed random order first, which
-leaves only long-range structure; `--pad-noise` puts uniform noise after them.
-The epoch with the most held-out digits named is the one that is tested.
+The network reads a digit pixel by pixel, row by row, and classifies it after
+the last pixel. `--permute` first puts the pixels into one fixed random order,
+which leaves only long-range structure. `--pad-noise` appends uniform noise. The
+epoch with the best accuracy on held-out digits is the one that is tested.
 Sources: arXiv 1803.04831, section 5.2; arXiv 1710.02224, section 4.2.
 
     python examples/sequential_mnist.py --data mnist.npz
@@ -17,14 +17,15 @@ import sys
 import keras
 import numpy as np
 
-import experiment
+import arguments
+import training
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from ind_rnn import IndRNN
 
 TIME_STEPS = 784
 PERMUTATION_SEED = 92916  # the one of the DilatedRNN authors' code
 VALIDATION = 5000  # of the 60,000 training digits
-# What depends on --model: that of the dilated network, and of all others.
+# Defaults that depend on --model: of the dilated network, and of all others.
 DILATED = {
     "epochs": 20,
     "batch_size": 32,
@@ -45,36 +46,35 @@ def load_mnist(path=None):
     From an npz file with these keys, or from `keras.datasets.mnist`.
 
     Raises:
-        experiment.UserError: If they cannot be had.
+        arguments.UserError: If they cannot be read.
     """
     source = f"--data {path}"
     if path is None:
         source = "keras.datasets.mnist (instead, give --data PATH)"
-    try:
+    # A broken file or network may raise anything.
+    with arguments.explained(source, Exception):
         if path is None:
             train, test = keras.datasets.mnist.load_data()
         else:
             with open(path, "rb") as file, np.load(file) as data:
                 train, test = (
-                    # Members that are no arrays come as bytes.
+                    # NumPy returns other members as bytes.
                     tuple(np.asarray(data[f"{name}_{part}"]) for name in "xy")
                     for part in ("train", "test")
                 )
-    except Exception as error:  # what a broken file or network may raise
-        raise experiment.UserError(f"{source}: {error}") from error
     for part, (x, y) in (("train", train), ("test", test)):
         if x.shape[1:] != (28, 28) or y.shape != x.shape[:1] or not len(x):
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"{source}: expected x_{part} of shape (count, 28, 28) and "
                 f"y_{part} of shape (count,), got {x.shape} and {y.shape}"
             )
         if x.dtype != np.uint8 or y.dtype.kind not in "iu":
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"{source}: expected x_{part} of type uint8 and integers in "
                 f"y_{part}, got {x.dtype} and {y.dtype}"
             )
         if y.min() < 0 or y.max() > 9:
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"{source}: expected y_{part} from 0 to 9, "
                 f"got {y.min()} to {y.max()}"
             )
@@ -82,14 +82,14 @@ def load_mnist(path=None):
 
 
 def load_parts(path=None):
-    """`load_mnist`, its training digits split: training, held out, test."""
+    """Digits for training, those held out, and those for the test."""
     (x, y), test = load_mnist(path)
     count = len(x) - min(VALIDATION, len(x) // 2)
     return (x[:count], y[:count]), (x[count:], y[count:]), test
 
 
 def shifted(x, pixels, rng):
-    """Digits (B, 784), each moved by up to `pixels` down or up and sideways."""
+    """Digits (B, 784), each moved by up to `pixels` in both directions."""
     margin = ((0, 0), (pixels, pixels), (pixels, pixels))
     padded = np.pad(x.reshape(-1, 28, 28), margin)
     corners = rng.integers(0, 2 * pixels + 1, (2, len(x), 1))
@@ -101,7 +101,7 @@ def shifted(x, pixels, rng):
 def prepare(x, permutation=None, length=TIME_STEPS, rng=None):
     """Pixels 0 ... 255 of shape (B, 784) to -1 ... 1 of shape (B, length, 1).
 
-    What `length` has beyond 784 is noise, uniform over -1 ... 1, from `rng`.
+    The steps after the 784 pixels are noise from `rng`, uniform over -1 ... 1.
     """
     x = x if permutation is None else x[:, permutation]
     x = x / 127.5 - 1
@@ -115,11 +115,40 @@ def build_model(args, steps):
     """The network of --model, compiled."""
     model = network(args)
     if args.initial_weights:
-        experiment.set_weights(model, args.initial_weights)
-    experiment.compile_classifier(
+        set_weights(model, args.initial_weights)
+    compile_classifier(
         model, args, steps, warmup=500, weight_decay=args.weight_decay
     )
     return model
+
+
+def compile_classifier(model, args, steps, warmup, weight_decay):
+    """Compile a model that ends in logits, for labels (B,).
+
+    The optimizer is AdamW with the learning rate of `cosine`, over all `steps`
+    of a run. It decays matrices only: not recurrent weights of IndRNN, biases,
+    or the scales of normalization.
+    """
+    optimizer = keras.optimizers.AdamW(
+        training.cosine(args.learning_rate, steps, min(warmup, steps // 2)),
+        weight_decay=weight_decay,
+        global_clipnorm=1.0,
+    )
+    vectors = [v for v in model.trainable_variables if len(v.shape) < 2]
+    optimizer.exclude_from_weight_decay(var_list=vectors)
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=training.jit_compile(args),
+    )
+
+
+def set_weights(model, path):
+    """Set the weights of `model` to those of another run or file."""
+    other, path = training.load_network(path)
+    with arguments.explained(f"{path}: not this network", ValueError):
+        model.set_weights(other.get_weights())
 
 
 def network(args):
@@ -132,12 +161,12 @@ def network(args):
 
 
 def recurrent_network(args, return_sequences):
-    """From pixels to the features of the last step, or of all."""
+    """From pixels to the features of the last step, or of all steps."""
     shape = (args.pad_noise, 1)
     deep = {"dropout": args.dropout, "return_sequences": return_sequences}
     deep["long_memory"] = not return_sequences
-    deep |= experiment.start(args, 2 ** (1 / args.pad_noise))
-    deep |= experiment.normalization(args)
+    deep |= arguments.start(args, 2 ** (1 / args.pad_noise))
+    deep |= arguments.normalization(args)
     if args.model == "stacked":
         return stacked_ind_rnn(shape, args.units, args.layers, **deep)
     with_dilations = {**deep, "dilations": args.dilations, "long_memory": False}
@@ -164,7 +193,7 @@ def recurrent_network(args, return_sequences):
     if args.model == "dilated":
         options = {"return_sequences": return_sequences}
         layers = [
-            experiment.dilated(args, args.pad_noise, args.dropout, **options)
+            arguments.dilated(args, args.pad_noise, args.dropout, **options)
         ]
     else:
         layers = plain_layers(args, return_sequences)
@@ -180,7 +209,7 @@ def plain_layers(args, return_sequences):
         if args.model == "indrnn":
             layers += ind_rnn_layer(args, last, **options)
         else:
-            layers.append(experiment.BASELINES[args.model](**options))
+            layers.append(arguments.BASELINES[args.model](**options))
     return layers
 
 
@@ -188,7 +217,7 @@ def ind_rnn_layer(args, last, units, return_sequences):
     """IndRNN, batch normalization, and dropout with one mask for all steps."""
     bound = 2 ** (1 / args.pad_noise)
     options = {"units": units, "return_sequences": return_sequences}
-    options |= experiment.start(
+    options |= arguments.start(
         args, bound, last, kernel_initializer="he_normal"
     )
     layers = [
@@ -196,8 +225,8 @@ def ind_rnn_layer(args, last, units, return_sequences):
         keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5),
     ]
     if args.dropout > 0:
-        shape = (None, 1, units) if return_sequences else None
-        layers.append(keras.layers.Dropout(args.dropout, noise_shape=shape))
+        name = "SpatialDropout1D" if return_sequences else "Dropout"
+        layers.append(getattr(keras.layers, name)(args.dropout))
     return layers
 
 
@@ -214,8 +243,8 @@ def add_data(parser):
 def parse(argv):
     models = ("indrnn", "stacked", "residual", "dense", "dilated_stacked")
     models += ("dilated_residual", "dilated")
-    parser = experiment.parser(__doc__, "sequential_mnist", models)
-    count = experiment.count(1)
+    parser = arguments.parser(__doc__, "sequential_mnist", models)
+    count = arguments.count(1)
     for flag, default, text, kind in (
         ("--layers", 6, "of plain networks; as in 1803.04831", count),
         ("--units", 128, "in each of the layers, as in the papers", count),
@@ -223,14 +252,14 @@ def parse(argv):
             "--pad-noise",
             TIME_STEPS,
             "length of a sequence: noise after the 784 pixels",
-            experiment.count(TIME_STEPS),
+            arguments.count(TIME_STEPS),
         ),
     ):
-        experiment.option(parser, flag, default, text, type=kind)
-    experiment.add_start(parser, "default")
+        arguments.option(parser, flag, default, text, type=kind)
+    arguments.add_start(parser, "default")
     # As in arXiv 1910.06251.
-    experiment.add_deep(parser, growth=16, block_sizes=[8, 6, 4])
-    experiment.add_dilated(parser, hidden=20)
+    arguments.add_deep(parser, growth=16, block_sizes=[8, 6, 4])
+    arguments.add_dilated(parser, hidden=20)
     for name, text, kind in (
         ("epochs", "passes over the 57,000 digits for training", count),
         ("batch_size", "digits in a batch, as in the papers", count),
@@ -238,13 +267,13 @@ def parse(argv):
             "learning_rate",
             "of Adam, after 500 steps of warm-up, falling to 0 along a "
             "cosine; 2e-4 in 1803.04831, and 1e-3 of RMSProp in 1710.02224",
-            experiment.positive,
+            arguments.positive,
         ),
         (
             "dropout",
             "rate, between the layers of all but Keras' own networks, with one "
             "mask for all steps; 0.1 in 1910.06251 over hundreds of epochs",
-            float,
+            arguments.rate,
         ),
     ):
         parser.add_argument(
@@ -257,41 +286,40 @@ def parse(argv):
     parser.add_argument(
         "--permute", action="store_true", help="one fixed order of the pixels"
     )
-    experiment.option(
+    arguments.option(
         parser,
         "--pool",
         "last",
-        "what names the digit: the features of the last step, or their mean "
-        "over all steps",
+        "what the digit is classified by: the features of the last step, or "
+        "their mean over all steps",
         choices=("last", "mean"),
     )
-    experiment.option(
+    arguments.option(
         parser,
         "--shift",
         0,
-        "digits for training are moved by up to so many pixels, down or up "
-        "and sideways, anew in each epoch",
-        type=experiment.count(0, 27),
+        "each training digit is moved by up to this number of pixels in both "
+        "directions, differently in each epoch",
+        type=arguments.count(0, 27),
     )
-    experiment.option(
+    arguments.option(
         parser,
         "--weight-decay",
         0.0,
-        "of AdamW, of matrices alone",
-        type=experiment.not_negative,
+        "of AdamW, for matrices only",
+        type=arguments.not_negative,
     )
     parser.add_argument(
         "--initial-weights",
         metavar="FILE",
-        help="begin with the weights of a .keras file, or of a directory that "
+        help="start with the weights of a .keras file, or of a directory that "
         "this example left, instead of random ones (default: none)",
     )
-    experiment.add_evaluate(parser)
+    arguments.add_evaluate(parser)
     args = parser.parse_args(argv)
     for name, value in (DILATED if args.model == "dilated" else OTHERS).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    experiment.check_rates(parser, args, "dropout")
     count = len(args.dilations)
     if args.model == "dilated_residual" and count % 2 == 0:
         parser.error(
@@ -302,7 +330,7 @@ def parse(argv):
 
 
 class Digits:
-    """The digits of --data, as sequences of the task of `args`."""
+    """The digits of --data as the sequences that `args` describe."""
 
     def __init__(self, args):
         self.args = args
@@ -323,7 +351,7 @@ class Digits:
         return self.sequences(x, 0), y
 
     def errors(self, model):
-        """Shares of the held-out and of the test digits misnamed."""
+        """The error rates on the held-out digits and on the test digits."""
 
         def error(x, y):
             answers = model.predict(x, batch_size=200, verbose=0)
@@ -339,20 +367,20 @@ class Digits:
 def main(argv=None):
     args = parse(argv)
     if args.evaluate:
-        model, args = experiment.trained(args)
+        model, args = training.trained(args)
         print(json.dumps(Digits(args).errors(model)))
         return
     digits = Digits(args)
     x, y = digits.training
     steps = max(1, len(x) // args.batch_size)
-    rows = experiment.shuffled(len(x), args.batch_size, args.seed)
+    rows = training.shuffled(len(x), args.batch_size, args.seed)
 
     def batch(epoch, step):
         chosen = rows(epoch, step)
         inputs = digits.sequences(x[chosen], epoch, step, shift=args.shift)
         return inputs, y[chosen]
 
-    _, history = experiment.train(
+    _, history = training.train(
         args,
         lambda: build_model(args, args.epochs * steps),
         batch,
@@ -361,11 +389,11 @@ def main(argv=None):
         validation_data=digits.held_out(),
         validation_batch_size=200,
     )
-    model, _ = experiment.load_network(args.out)
-    experiment.finish(
+    model, _ = training.load_network(args.out)
+    training.finish(
         args, history, digits.errors(model), ("accuracy", "val_accuracy")
     )
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -1,6 +1,6 @@
 """Skeleton data sets: reading, normalizing and sampling sequences of joints.
 
-MSR Action3D, 20 actions of ten persons, stands on the home page of Wanqing Li,
+MSR Action3D, 20 actions of ten persons, is on the home page of Wanqing Li,
 "MSR Action Recognition Datasets": a zip of files aAA_sSS_eEE_skeleton3D.txt
 (action, subject, execution), with a list files_used.txt of those to use, one
 name (aAA_sSS_eEE) a line. NTU RGB+D, 60 actions, is given by the ROSE lab (NTU
@@ -12,12 +12,11 @@ Axis letters: B sequences, T frames, P persons, J joints.
 import pathlib
 import re
 import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 
-import experiment
+import arguments
 
 
 class Sequence(NamedTuple):
@@ -31,7 +30,7 @@ class Sequence(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """What the skeletons of a data set are like, and who is for training."""
+    """The skeletons of a data set, and its splits."""
 
     actions: tuple[str, ...]
     parents: tuple[int, ...]  # of each joint; the hip is its own
@@ -79,43 +78,37 @@ NTU_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
 
 
 def load_msr(path):
-    """The list of the Sequences that files_used.txt in the zip names.
+    """Read the Sequences that files_used.txt in the zip lists.
 
     Raises:
-        experiment.UserError: If the file is not of the form described above.
+        arguments.UserError: If the file is not of the form described above.
     """
-    try:
-        with zipfile.ZipFile(path) as file:
-            names = _text(file, path, "files_used.txt").split()
-            if not names:
-                raise experiment.UserError(
-                    f"{path}: expected names of sequences in files_used.txt, "
-                    "got none"
-                )
-            return [_msr_sequence(file, path, name) for name in names]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise experiment.UserError(f"--data {path}: {error}") from error
+    errors = OSError, zipfile.BadZipFile
+    with (
+        arguments.explained(f"--data {path}", errors),
+        zipfile.ZipFile(path) as file,
+    ):
+        names = _text(file, path, "files_used.txt").split()
+        if not names:
+            raise arguments.UserError(
+                f"{path}: expected names of sequences in files_used.txt, "
+                "got none"
+            )
+        return [_msr_sequence(file, path, name) for name in names]
 
 
 def _text(file, path, name):
-    try:
+    if name not in file.namelist():
+        raise arguments.UserError(f"{path}: {name} is missing")
+    # A damaged zip may raise anything.
+    with arguments.explained(f"{path}: {name}", Exception):
         return file.read(name).decode()
-    except KeyError as error:
-        raise experiment.UserError(f"{path}: {name} is missing") from error
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        zlib.error,
-    ) as error:
-        raise experiment.UserError(f"{path}: {name}: {error}") from error
 
 
 def _msr_sequence(file, path, name):
     match = MSR_NAME.fullmatch(name)
     if not match:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{path}: files_used.txt: expected names aAA_sSS_eEE, got {name}"
         )
     action, subject, _ = map(int, match.groups())
@@ -124,7 +117,7 @@ def _msr_sequence(file, path, name):
     lines = _text(file, path, member).rstrip().splitlines()
     joints = _numbers(lines, 4, f"{path}: {member}")
     if not lines or len(lines) % MSR_JOINTS:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{path}: {member}: expected {MSR_JOINTS} lines for each frame, "
             f"got {len(lines)} lines"
         )
@@ -136,14 +129,14 @@ def _msr_sequence(file, path, name):
 def _check_action(action, dataset, source):
     classes = len(dataset.actions)
     if not 1 <= action <= classes:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{source}: expected an action of 1 to {classes}, got {action}"
         )
 
 
 def _check_seen(joints, source):
     if not joints.any():
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{source}: expected a skeleton in some frame, got none"
         )
 
@@ -156,7 +149,7 @@ def _numbers(lines, width, source, first=1):
     for number, line in enumerate(lines, first):  # Which of them is it?
         row = _finite(line.split())
         if row is None or row.shape != (width,):
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"{source}: expected {width} finite numbers in line {number}, "
                 f"got {line.strip()[:60]!r}"
             )
@@ -173,38 +166,34 @@ def _finite(words):
 
 
 def load_ntu(path, missing=None):
-    """The list of the Sequences in the .skeleton files of a folder.
+    """Read the Sequences in the .skeleton files of a folder.
 
     Arguments:
         path: The folder.
         missing: A text file with names of sequences to leave out.
 
     Raises:
-        experiment.UserError: If a file is not of the published form.
+        arguments.UserError: If a file is not of the published form.
     """
     left_out = set() if missing is None else _missing_names(missing)
-    try:
+    with arguments.explained(f"--data {path}"):
         if not pathlib.Path(path).is_dir():
-            raise experiment.UserError(f"--data {path}: expected a folder")
+            raise arguments.UserError(f"--data {path}: expected a folder")
         files = sorted(pathlib.Path(path).glob("*.skeleton"))
         files = [file for file in files if file.stem not in left_out]
-    except OSError as error:
-        raise experiment.UserError(f"--data {path}: {error}") from error
     if not files:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"--data {path}: expected .skeleton files, got none"
         )
     return [_ntu_sequence(file) for file in files]
 
 
 def _missing_names(path):
-    try:
+    with arguments.explained(f"--missing {path}", (OSError, ValueError)):
         text = pathlib.Path(path).read_text()
-    except (OSError, ValueError) as error:
-        raise experiment.UserError(f"--missing {path}: {error}") from error
     names = {match[0] for match in NTU_NAME.finditer(text)}
     if not names:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"--missing {path}: expected names SsssCcccPpppRrrrAaaa, got none"
         )
     return names
@@ -213,7 +202,7 @@ def _missing_names(path):
 def _ntu_sequence(file):
     match = NTU_NAME.fullmatch(file.stem)
     if not match:
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{file}: expected a name SsssCcccPpppRrrrAaaa.skeleton"
         )
     _, camera, subject, _, action = map(int, match.groups())
@@ -226,23 +215,20 @@ def _ntu_sequence(file):
 def read_skeleton(path):
     """Joints (T, 2, 25, 3) of a .skeleton file; zeros where nobody is seen.
 
-    Of all bodies that are tracked, it holds the two whose joints go the
-    longest way, the longest first.
+    They are those of the two tracked bodies that move most, most first.
 
     Raises:
-        experiment.UserError: If the file is not of the published form.
+        arguments.UserError: If the file is not of the published form.
     """
-    try:
+    with arguments.explained(path, (OSError, ValueError)):
         lines = pathlib.Path(path).read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise experiment.UserError(f"{path}: {error}") from error
     position = 0
 
     def take(count, width):
         nonlocal position
         start, position = position, position + count
         if position > len(lines):
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"{path}: expected {position} lines or more, got {len(lines)}"
             )
         return _numbers(lines[start:position], width, path, start + 1)
@@ -250,7 +236,7 @@ def read_skeleton(path):
     def number():
         value = take(1, 1).item()
         if value < 0 or value % 1:
-            raise experiment.UserError(
+            raise arguments.UserError(
                 f"{path}: expected a count in line {position}, got {value}"
             )
         return int(value)
@@ -264,7 +250,7 @@ def read_skeleton(path):
             body = lines[position - 1].split()[0]
             joints = number()
             if joints != NTU_JOINTS:
-                raise experiment.UserError(
+                raise arguments.UserError(
                     f"{path}: expected {NTU_JOINTS} joints in line {position}, "
                     f"got {joints}"
                 )
@@ -273,7 +259,7 @@ def read_skeleton(path):
             )
             where[frame] = take(NTU_JOINTS, 12)[:, :3]
     if "".join(lines[position:]).strip():
-        raise experiment.UserError(
+        raise arguments.UserError(
             f"{path}: expected {position} lines, got {len(lines)}"
         )
     kept = sorted(bodies.values(), key=way, reverse=True)[:NTU_PERSONS]
@@ -284,7 +270,7 @@ def read_skeleton(path):
 
 
 def way(joints):
-    """How far all joints (T, J, 3) go, over the frames that have them."""
+    """How far joints (T, J, 3) move in all, over the frames with a body."""
     seen = joints[joints.any(axis=(1, 2))]
     if not len(seen):
         return -1.0
@@ -292,13 +278,13 @@ def way(joints):
 
 
 def normalize(joints, dataset):
-    """Joints (T, P, J, 3) that do not depend on the place, nor on the size.
+    """Make joints (T, P, J, 3) independent of place and size.
 
-    Every joint is relative to the hip of its person, and the hip to where that
-    of the first person was at first. The median distance from hip to neck of
-    the first person is 1. If the data set has `shoulders`, they point along x
-    at first, and directions do not matter either. Frames without anybody are
-    left out; persons not seen are zeros.
+    Joints are relative to the hip of their person, and hips to the hip of the
+    first person in the first frame. The median distance from hip to neck of the
+    first person is 1. If the data set has `shoulders`, they point along x in
+    the first frame, which makes joints independent of direction too. Frames
+    without anybody are left out; persons who are not seen are zeros.
     """
     joints = joints[joints.any(axis=(1, 2, 3))]
     seen = joints.any(axis=(2, 3))  # (T, P)
@@ -329,10 +315,11 @@ def rotation(vertical, horizontal):
 
 
 def crop(joints, frames, rng, shortest):
-    """`frames` of T: one, anywhere, of each of as many equal parts.
+    """Sample `frames` frames of a random piece of a sequence.
 
-    The parts are those of a random piece of the sequence, no shorter than
-    `shortest` of it. Between two frames joints move in a straight line.
+    The piece is at least the share `shortest` of the sequence. It is cut into
+    `frames` equal parts, and one moment is drawn from each; between two frames,
+    joints move in a straight line.
     """
     last = len(joints) - 1
     span = last * rng.uniform(shortest, 1)
@@ -346,10 +333,11 @@ def crop(joints, frames, rng, shortest):
 
 
 def augment(x, rng, angle=0.6, stretch=0.25, noise=0.02):
-    """x (B, T, P, J, 3) turned, stretched along the axes, and with noise.
+    """Turn and stretch x (B, T, P, J, 3) at random, and add noise.
 
-    About the vertical axis by up to `angle`, in radians, about the horizontal
-    one by up to half of it; by up to `stretch`; normal, of deviation `noise`.
+    It is turned by up to `angle` radians about the vertical axis and by up to
+    half of it about the horizontal axis, stretched by up to `stretch` along
+    each axis, and `noise` is the standard deviation of the noise.
     """
     count = len(x)
     turned = rotation(
@@ -366,8 +354,8 @@ def augment(x, rng, angle=0.6, stretch=0.25, noise=0.02):
 def features(x, dataset, distances=(1, 5)):
     """From normalized joints (B, T, P, J, 3) to (B, T, 4 * P * J * 3).
 
-    Positions, how they have changed since one and since five frames, and the
-    direction of the bone from each joint to the one before it, to the hip.
+    They are positions, their changes over one and over five frames, and the
+    direction of the bone that leads from each joint towards the hip.
     """
     times = np.arange(x.shape[1])
     changes = [

@@ -1,11 +1,11 @@
 """Sixteen thousand steps of real data: whose source file is this?
 
 A network reads a Python file byte by byte, to its end or for `--time-steps`
-bytes; what is missing is filled with zeros. After the last step it names the
-package that the file is part of: Python's standard library, NumPy, Keras or
-TensorFlow. What gives the answer away, imports and the like, comes as a rule
-within the first thousand bytes. So the network has to remember it for fifteen
-thousand steps. The files are those of the installation that runs this.
+bytes; shorter files are padded with zeros. After the last step it names the
+package that the file belongs to: Python's standard library, NumPy, Keras or
+TensorFlow. The clues, such as imports, usually come within the first thousand
+bytes, so the network has to remember them for fifteen thousand steps. The files
+are those of the installation that runs this.
 
 The epoch with the lowest loss on held-out files is the one that is tested.
 
@@ -23,7 +23,9 @@ import sysconfig
 import keras
 import numpy as np
 
-import experiment
+import arguments
+import sequential_mnist
+import training
 from deep_ind_rnn import residual_ind_rnn, stacked_ind_rnn
 
 PACKAGES = ("python", "numpy", "keras", "tensorflow")
@@ -46,7 +48,7 @@ def find_files(package):
 
 
 def read(path, time_steps):
-    """The first bytes of a file, filled up with zeros: (T,), uint8."""
+    """The first bytes of a file, padded with zeros: (T,), uint8."""
     with open(path, "rb") as file:
         found = np.frombuffer(file.read(time_steps), "uint8")
     return np.pad(found, (0, time_steps - len(found)))
@@ -84,14 +86,14 @@ def build_model(args, steps):
     x = keras.layers.Embedding(256, args.features)(inputs)
     x = recurrent_network(args)(x)
     model = keras.Model(inputs, keras.layers.Dense(len(PACKAGES))(x))
-    experiment.compile_classifier(
+    sequential_mnist.compile_classifier(
         model, args, steps, warmup=100, weight_decay=0.01
     )
     return model
 
 
 def recurrent_network(args):
-    """From features of all steps to those of the last one."""
+    """From features of all steps to those of the last step."""
     shape = (args.time_steps, args.features)
     if args.model in ("stacked", "residual"):
         build = {"stacked": stacked_ind_rnn, "residual": residual_ind_rnn}
@@ -100,12 +102,12 @@ def recurrent_network(args):
             args.units,
             args.layers,
             long_memory=True,
-            **experiment.normalization(args),
+            **arguments.normalization(args),
         )
     if args.model == "dilated":
-        layers = [experiment.dilated(args, args.time_steps)]
+        layers = [arguments.dilated(args, args.time_steps)]
     else:
-        layer = experiment.BASELINES[args.model]
+        layer = arguments.BASELINES[args.model]
         layers = [
             layer(args.units, return_sequences=index < args.layers - 1)
             for index in range(args.layers)
@@ -115,8 +117,8 @@ def recurrent_network(args):
 
 def parse(argv):
     models = ("stacked", "residual", "dilated")
-    parser = experiment.parser(__doc__, "source_files", models)
-    count = experiment.count(1)
+    parser = arguments.parser(__doc__, "source_files", models)
+    count = arguments.count(1)
     for flag, default, text, kind in (
         ("--time-steps", 16384, "bytes of a file", count),
         ("--features", 32, "of the embedding of a byte", count),
@@ -129,18 +131,18 @@ def parse(argv):
             "--learning-rate",
             2e-3,
             "of AdamW, after 100 steps of warm-up, falling to 0 along a cosine",
-            experiment.positive,
+            arguments.positive,
         ),
     ):
-        experiment.option(parser, flag, default, text, type=kind)
-    experiment.add_normalization(parser, "stacked and residual")
-    experiment.add_dilated(parser, hidden=40, layers=13)
-    experiment.add_evaluate(parser)
+        arguments.option(parser, flag, default, text, type=kind)
+    arguments.add_normalization(parser, "stacked and residual")
+    arguments.add_dilated(parser, hidden=40, layers=13)
+    arguments.add_evaluate(parser)
     return parser.parse_args(argv)
 
 
 def errors(model, parts):
-    """Shares of the held-out and of the test files misnamed."""
+    """The error rates on the held-out files and on the test files."""
 
     def error(part):
         x, y = labelled(part)
@@ -157,7 +159,7 @@ def errors(model, parts):
 def main(argv=None):
     args = parse(argv)
     if args.evaluate:
-        model, args = experiment.trained(args)
+        model, args = training.trained(args)
         print(json.dumps(errors(model, load_parts(args.time_steps))))
         return
     parts = load_parts(args.time_steps)
@@ -166,7 +168,7 @@ def main(argv=None):
         rng = np.random.default_rng([args.seed, epoch, step])
         return draw(parts[0], args.batch_size, rng)
 
-    _, history = experiment.train(
+    _, history = training.train(
         args,
         lambda: build_model(args, args.epochs * args.steps_per_epoch),
         batch,
@@ -175,11 +177,11 @@ def main(argv=None):
         validation_data=labelled(parts[1]),
         validation_batch_size=20,
     )
-    model, _ = experiment.load_network(args.out)
-    experiment.finish(
+    model, _ = training.load_network(args.out)
+    training.finish(
         args, history, errors(model, parts), ("accuracy", "val_accuracy")
     )
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -10,10 +10,10 @@ TensorFlow nor Keras, runs them step by step:
     int8     weights, activations and states in int8
     int16    weights in int8, activations and states in int16
 
-The task is to name MNIST digits that come row by row (`--time-steps 28`) or
+The task is to classify MNIST digits that come row by row (`--time-steps 28`) or
 pixel by pixel (784). For each format it prints the size of the file, the time
 of a step in microseconds, the accuracy, and how far the outputs are from those
-of the whole network in Keras. Use `step_model`, `convert` and `Stream` for a
+of the network in Keras. Use `step_model`, `convert` and `Stream` for a
 network of your own. Needs `pip install ai-edge-litert`; without it,
 TensorFlow's own interpreter runs.
 
@@ -32,10 +32,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-import experiment
+import arguments
 import sequential_mnist
+import training
 from deep_ind_rnn import stacked_ind_rnn
-from ind_rnn_normalization import LastStep, RMSNormalization
 
 try:
     from ai_edge_litert.interpreter import Interpreter
@@ -44,7 +44,7 @@ except ImportError:
 
 FORMATS = ("float32", "dynamic", "int8", "int16")
 PIXELS = sequential_mnist.TIME_STEPS
-# Layers that do the same with each time step, alone.
+# Layers that treat each time step alone, and all alike.
 PER_STEP = (
     keras.layers.Activation,
     keras.layers.Add,
@@ -54,14 +54,14 @@ PER_STEP = (
     keras.layers.LeakyReLU,
     keras.layers.ReLU,
     keras.layers.Rescaling,
-    RMSNormalization,
+    # Older versions of Keras do not have it.
+    getattr(keras.layers, "RMSNormalization", keras.layers.LayerNormalization),
 )
-# Layers that do nothing: in inference, or with one step.
+# Layers that do nothing in inference.
 NO_CHANGE = (
     keras.layers.Dropout,
     keras.layers.GaussianNoise,
     keras.layers.SpatialDropout1D,
-    LastStep,
 )
 # f(a * x) = a * f(x) for a > 0.
 HOMOGENEOUS = (keras.activations.relu, keras.activations.linear)
@@ -86,10 +86,8 @@ class RecurrentStep(keras.layers.Layer):
             states = keras.tree.pack_sequence_as(cell.state_size, states)
             y, states = cell(x, states)
             return y, keras.tree.flatten(states)
-        h = cell.project(x) / self.unit
-        if cell.use_bias:
-            h += cell.bias / self.unit
-        h = cell.activation(h + cell.bounded_recurrent_kernel * states[0])
+        a, ((u,), (bias,)) = cell.project(x)
+        h = cell.activation((a + bias) / self.unit + u * states[0])
         return h * self.unit, [h]
 
 
@@ -108,7 +106,7 @@ class RunningMean(keras.layers.Layer):
 
 
 class Normalization(keras.layers.Layer):
-    """Batch normalization in inference. That of Keras is bound to a rank."""
+    """Batch normalization in inference, for inputs of any rank."""
 
     def __init__(self, layer):
         super().__init__(dtype=layer.dtype_policy)
@@ -130,18 +128,18 @@ class Normalization(keras.layers.Layer):
 def step_model(model, units=None):
     """The model of one time step, with the weights of a model of sequences.
 
-    Called for each step of a sequence, and each time with the states of the
-    call before, it returns what `model` returns for the steps so far; with
-    `return_sequences`, the last step of that.
+    Call it for each step of a sequence, with the states that the call before
+    returned. It returns what `model` returns for the steps so far, or the last
+    step of that with `return_sequences`.
 
     Arguments:
         model: A Sequential or functional model from (B, T, F) to one output.
             It may have IndRNN, IndyLSTM, IndyGRU, Keras' LSTM, GRU, SimpleRNN
             and RNN, BatchNormalization, GlobalAveragePooling1D, and the layers
             of PER_STEP and NO_CHANGE, stacked, or with residual or dense
-            connections. Dropout is that of inference: none.
-        units: A dict {name of a state: (N,)}: where that of IndRNN with
-            "relu" or "linear" is given, it is kept divided by it.
+            connections. There is no dropout.
+        units: A dict {name of a state: (N,)}. A state of an IndRNN with "relu"
+            or "linear" is stored divided by its unit.
 
     Returns:
         A `keras.Model` from {"x": (1, F), "h0": (1, N), "h1": ...} to
@@ -179,7 +177,7 @@ def step_model(model, units=None):
             steps[layer][1].append(name)
 
     def call(layer, x, *args, **kwargs):
-        if isinstance(layer, NO_CHANGE):
+        if isinstance(layer, NO_CHANGE) or is_last_step(layer, args):
             return x
         if isinstance(layer, keras.layers.BatchNormalization):
             return Normalization(layer)(x)
@@ -204,6 +202,18 @@ def step_model(model, units=None):
     ).outputs[0]
     states = {name: ops.zeros(h.shape, h.dtype) for name, h in before.items()}
     return keras.Model({"x": x, **before}, {"y": y, **after}), states
+
+
+def is_last_step(operation, args):
+    """Whether this is `x[:, -1]` in a functional model."""
+    if type(operation).__name__ != "GetItem":
+        return False
+    if list(args[0]) != [slice(None), -1]:
+        raise ValueError(
+            "`model` has a slice that cannot be called step by step: expected "
+            f"[:, -1], got {args[0]}"
+        )
+    return True
 
 
 def check(layer):
@@ -231,9 +241,9 @@ def check(layer):
 def state_units(step, sequences):
     """The largest |state| of each neuron, by name: `units` of `step_model`.
 
-    Neurons that remember long have large states and small columns of the
-    kernel. Quantization has one scale for all, and would round these to zero.
-    With states in these units, all columns and states are of one size.
+    Neurons with a long memory have large states and small columns of the
+    kernel. Quantization has one scale for all, and would round such columns to
+    zero. In these units, all columns and states have about the same size.
     """
     stream = Stream(convert(step))
     top = {}
@@ -254,8 +264,8 @@ def convert(step, kind="float32", sequences=None):
     Arguments:
         step: The model of `step_model`.
         kind: One of FORMATS. Inputs and outputs of all are float32.
-        sequences: (count, T, F), float32, real ones. What values occur in
-            them, step by step, gives the ranges of "int8" and "int16".
+        sequences: (count, T, F), float32, from the data. The values that occur
+            in them give the ranges of "int8" and "int16".
 
     Raises:
         ValueError: If `kind` is unknown, or needs sequences.
@@ -290,10 +300,10 @@ def convert(step, kind="float32", sequences=None):
 
 
 class Stream:
-    """A converted step model in LiteRT's interpreter, which keeps the states.
+    """A converted step model in LiteRT's interpreter; it keeps the states.
 
     Arguments:
-        content: What `convert` returns, or what is in a file of it.
+        content: What `convert` returns, or the content of such a file.
 
     Call arguments:
         x: (F,), a time step.
@@ -305,7 +315,7 @@ class Stream:
     def __init__(self, content):
         self.interpreter = Interpreter(model_content=content, num_threads=1)
         self.interpreter.allocate_tensors()
-        # It is not kept: as long as there is one, `invoke` is refused.
+        # It is deleted: while it exists, `invoke` raises.
         signature = self.interpreter.get_signature_runner()
         self.inputs = signature.get_input_details()
         self.outputs = signature.get_output_details()
@@ -388,7 +398,7 @@ def build_model(args, steps):
         for index in range(args.layers):
             last = index == args.layers - 1
             layers += [
-                experiment.BASELINES[args.model](
+                arguments.BASELINES[args.model](
                     args.units, return_sequences=not last
                 ),
                 keras.layers.Dropout(args.dropout),
@@ -396,12 +406,12 @@ def build_model(args, steps):
         model = keras.Sequential([*layers, keras.layers.Dense(10)])
     model.compile(
         keras.optimizers.Adam(
-            experiment.cosine(args.learning_rate, steps, min(500, steps // 2)),
+            training.cosine(args.learning_rate, steps, min(500, steps // 2)),
             global_clipnorm=1.0,
         ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile=experiment.jit_compile(args),
+        jit_compile=training.jit_compile(args),
     )
     return model
 
@@ -432,8 +442,8 @@ def compare(args, model, examples, test):
 
 
 def parse(argv):
-    parser = experiment.parser(__doc__, "streaming")
-    count = experiment.count(1)
+    parser = arguments.parser(__doc__, "streaming")
+    count = arguments.count(1)
     for flag, default, text, kind in (
         ("--time-steps", 28, "of a digit; a divisor of its 784 pixels", count),
         ("--layers", 2, "of the network", count),
@@ -444,13 +454,13 @@ def parse(argv):
             "--learning-rate",
             5e-3,
             "of Adam, along a cosine",
-            experiment.positive,
+            arguments.positive,
         ),
-        ("--dropout", 0.0, "after each layer", float),
+        ("--dropout", 0.0, "after each layer", arguments.rate),
         ("--digits", 10000, "of the test set", count),
         ("--examples", 100, "digits that give ranges", count),
     ):
-        experiment.option(parser, flag, default, text, type=kind)
+        arguments.option(parser, flag, default, text, type=kind)
     sequential_mnist.add_data(parser)
     args = parser.parse_args(argv)
     if PIXELS % args.time_steps:
@@ -458,7 +468,6 @@ def parse(argv):
             "argument --time-steps: must be a divisor of 784, got "
             f"{args.time_steps}"
         )
-    experiment.check_rates(parser, args, "dropout")
     return args
 
 
@@ -466,13 +475,13 @@ def main(argv=None):
     args = parse(argv)
     (x, y, sequences), held_out, test = digits(args)
     steps = max(1, len(x) // args.batch_size)
-    rows = experiment.shuffled(len(x), args.batch_size, args.seed)
+    rows = training.shuffled(len(x), args.batch_size, args.seed)
 
     def batch(epoch, step):
         chosen = rows(epoch, step)
         return sequences(x[chosen]), y[chosen]
 
-    model, history = experiment.train(
+    model, history = training.train(
         args,
         lambda: build_model(args, args.epochs * steps),
         batch,
@@ -481,8 +490,8 @@ def main(argv=None):
         validation_batch_size=200,
     )
     metrics = compare(args, model, sequences(x[: args.examples]), test)
-    experiment.finish(args, history, metrics, ("accuracy", "val_accuracy"))
+    training.finish(args, history, metrics, ("accuracy", "val_accuracy"))
 
 
 if __name__ == "__main__":
-    sys.exit(experiment.run(main, None))
+    sys.exit(arguments.run(main, None))

@@ -1,15 +1,15 @@
 """forecasting.py: no leakage, its scores, its files and its errors."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
 
 import forecasting
+import training
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
-from runs import history, run
+from runs import history, main, refused
+from runs import result as result_of
 
 SEASON, LENGTH, HORIZON = 4, 9, 6
 TIME = np.arange(200)
@@ -20,7 +20,11 @@ SMALL = [*SMALL, "--units", "4", "--dilations", "1", "3"]
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    """A series of its own, and a function that puts other values into it."""
+    """A series of its own, and a function that puts other values into it.
+
+    Without XLA, to save time.
+    """
+    monkeypatch.setattr(training, "jit_compile", lambda args: False)
 
     def replace(values):
         series = forecasting.Series(
@@ -33,7 +37,7 @@ def toy(monkeypatch):
 
 
 def result(out):
-    return json.loads((out / "result.json").read_text())["metrics"]
+    return result_of(out)["metrics"]
 
 
 def test_windows():
@@ -66,7 +70,7 @@ def test_training_does_not_see_what_comes_later(toy, tmp_path):
     def train(cut):
         toy(np.where(TIME < cut, TOY, 7 * TOY + np.cos(3 * TIME)))
         out = tmp_path / str(cut)
-        forecasting.main([*SMALL, "--model", "linear", "--out", str(out)])
+        main(forecasting, [*SMALL, "--model", "linear", "--out", out])
         return history(out), result(out)
 
     rows, metrics = train(200)
@@ -124,8 +128,8 @@ def test_scaled():
 
 
 def test_results(tmp_path):
-    argv = [*SMALL, "--epochs", "3", "--out", str(tmp_path)]
-    forecasting.main(argv)
+    argv = [*SMALL, "--epochs", 3, "--out", tmp_path]
+    main(forecasting, argv)
     found, rows = result(tmp_path), history(tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     for name in "forecast.png", "curve.png":
@@ -167,7 +171,7 @@ def test_results(tmp_path):
     assert found["val_mase"] == pytest.approx(best / scale, 1e-4)
     lowest = min(row["val_loss"] for row in rows)
     assert lowest * unit == pytest.approx(best, 1e-4)
-    forecasting.main([*argv, "--resume"])
+    main(forecasting, argv, "--resume")
     assert result(tmp_path) == found and history(tmp_path) == rows
 
 
@@ -199,7 +203,7 @@ def test_a_linear_network_learns_a_noisy_season(tmp_path, toy):
     noise = np.random.default_rng(0).normal(size=800)
     toy(5 * np.sin(np.arange(800) * np.pi / 2) + noise)
     argv = [*SMALL[:2], "--model", "linear", "--learning-rate", "0.03"]
-    forecasting.main([*argv, "--length", "13", "--out", str(tmp_path)])
+    main(forecasting, argv, "--length", 13, "--out", tmp_path)
     found = result(tmp_path)
     # Noise alone has an MAE of 0.80. The naive forecast has sqrt(2) times it.
     assert 0.75 < found["test_mae"] < 0.9 * found["naive_mae"]
@@ -207,20 +211,19 @@ def test_a_linear_network_learns_a_noisy_season(tmp_path, toy):
 
 
 def test_errors(tmp_path, capsys, monkeypatch):
-    with pytest.raises(SystemExit):
-        forecasting.parse(["--series", "toy", "--length", "4"])
-    assert "argument --length: must be above 4" in capsys.readouterr().err
+    words = "argument --length: must be above 4"
+    refused(forecasting, ["--series", "toy", "--length", 4], capsys, words)
     argv = ["--series", "toy", "--out", tmp_path, "--horizon"]
-    code, error = run(forecasting, [*argv, "31"], capsys)
-    assert code == 2 and "--length and --horizon must be shorter" in error
+    words = "--length and --horizon must be shorter"
+    refused(forecasting, [*argv, 31], capsys, words)
 
     def missing():
         raise ModuleNotFoundError("No module named 'vega_datasets'")
 
     series = forecasting.SERIES["toy"]._replace(read=missing)
     monkeypatch.setitem(forecasting.SERIES, "toy", series)
-    code, error = run(forecasting, [*argv, "3"], capsys)
-    assert code == 2 and "--series toy: No module named" in error
+    words = "--series toy: No module named"
+    refused(forecasting, [*argv, 3], capsys, words)
 
 
 @pytest.mark.parametrize("name", ["co2", "elnino", "temperature"])

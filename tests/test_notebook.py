@@ -15,20 +15,15 @@ CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 OUTPUTS = [output for cell in CODE for output in cell["outputs"]]
 
 
-def test_it_was_run_from_top_to_bottom():
+def test_what_is_stored():
+    """A run from top to bottom, with pictures, and nothing of the machine."""
     counts = [cell["execution_count"] for cell in CODE]
     assert counts == list(range(1, len(CODE) + 1))
-
-
-def test_it_is_stored_with_pictures_and_without_errors():
     kinds = {output["output_type"] for output in OUTPUTS}
-    assert kinds <= {"display_data", "stream"}
+    assert kinds <= {"display_data", "stream"}  # no errors
     pictures = [x for x in OUTPUTS if "image/png" in x.get("data", {})]
     assert len(pictures) >= 6
     assert PATH.stat().st_size < 400_000
-
-
-def test_nothing_of_the_machine_is_in_it():
     streams = [x for x in OUTPUTS if x["output_type"] == "stream"]
     assert {output["name"] for output in streams} == {"stdout"}
     text = json.dumps([x.get("text") for x in OUTPUTS])

@@ -2,26 +2,18 @@
 
 import collections
 import itertools
-import json
 
 import keras
 import numpy as np
 import pytest
 
-import experiment
 import packed_sequences as example
 from cases import each_value
 from packed_sequences import BATCHES, END, LAYERS, PADDING
-from runs import history, run
+from runs import history, refused, result, resumed
 from test_language_model import write_ptb
 
 SMALL = "--units 4 --embedding 3 --symbols 60 --time-steps 16".split()
-
-
-@pytest.fixture
-def ptb(tmp_path):
-    (tmp_path / "ptb").mkdir()
-    return ["--data", write_ptb(tmp_path / "ptb")]
 
 
 def parsed(*argv):
@@ -155,22 +147,19 @@ def test_each_sentence_is_read_alone(model, name):
     assert count == len(found)
 
 
+SLOW = ("padded", "lstm"), ("bucketed", "indygru"), ("packed", "indrnn")
+
+
 @pytest.mark.parametrize(
     "name, model",
-    [
-        ("padded", "lstm"),
-        pytest.param("bucketed", "indygru", marks=pytest.mark.slow),
-        pytest.param("packed", "indrnn", marks=pytest.mark.slow),
-        ("stream", "indylstm"),
-    ],
+    [("stream", "indylstm")]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW],
 )
-def test_it_leaves_its_results(name, model, ptb, tmp_path):
-    out = tmp_path / "out"
-    argv = [*ptb, *SMALL, "--epochs", "2", "--out", str(out)]
-    argv += ["--batches", name, "--model", model, "--sentences", "30"]
-    example.main(argv)
-    result = json.loads((out / "result.json").read_text())
-    metrics, rows = result["metrics"], history(out)
+def test_results_of_a_killed_run(name, model, tmp_path, monkeypatch):
+    argv = ["--data", write_ptb(tmp_path), *SMALL, "--batches", name]
+    argv += ["--model", model, "--epochs", 2, "--sentences", 30]
+    out = resumed(example, argv, tmp_path, monkeypatch)
+    metrics, rows = result(out)["metrics"], history(out)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert 0 < metrics["padding"] < 1
     assert metrics["validation_bpc"] == min(row["val_bpc"] for row in rows)
@@ -179,45 +168,16 @@ def test_it_leaves_its_results(name, model, ptb, tmp_path):
         assert stream is None
     else:
         assert stream == pytest.approx(metrics["test_bpc"], rel=1e-4)
-    assert (out / "curve.png").exists()
     best = keras.models.load_model(out / "best.keras")
     assert best.input_shape[1] is None
 
 
-@pytest.mark.parametrize(
-    "name", ["stream", pytest.param("bucketed", marks=pytest.mark.slow)]
-)
-def test_a_killed_run_resumes_to_the_same_end(name, ptb, tmp_path, monkeypatch):
-    argv = [*ptb, *SMALL, "--epochs", "3", "--batches", name, "--out"]
-    whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
-    example.main([*argv, whole])
-
-    write = experiment.write_history
-
-    def stop_ahead_of_the_checkpoint(out, rows):
-        write(out, rows)
-        if len(rows) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment, "write_history", stop_ahead_of_the_checkpoint)
-        with pytest.raises(KeyboardInterrupt):
-            example.main([*argv, killed])
-    example.main([*argv, killed, "--resume"])
-    assert history(tmp_path / "killed") == history(tmp_path / "whole")
-
-
 @pytest.mark.parametrize("name", ["packed", "stream"])
 def test_layers_without_resets_are_refused(name, capsys):
-    with pytest.raises(SystemExit) as stop:
-        parsed("--model", "gru", "--batches", name)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert "gru has no resets" in error and f"got {name}" in error
+    argv = ["--data", "-", "--model", "gru", "--batches", name]
+    refused(example, argv, capsys, "gru has no resets", f"got {name}")
 
 
 def test_missing_data_is_one_line(tmp_path, capsys):
-    argv = ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
-    code, error = run(example, argv, capsys)
-    assert code == 2 and len(error.splitlines()) == 1
-    assert "ptb.train.txt" in error
+    argv = ["--data", tmp_path / "none", "--out", tmp_path / "out"]
+    refused(example, argv, capsys, "ptb.train.txt")

@@ -5,7 +5,9 @@ With LONG=1 in the environment they are killed ten times in a row, not twice:
     LONG=1 python -m pytest -n 0 tests/test_reliability_of_examples.py
 """
 
+import contextlib
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -24,173 +26,98 @@ import addition_rnn
 import language_model
 import sequential_mnist
 from cases import LONG
-from runs import history, run
+from runs import contents, history, killed, main, refused, result, variables
 
 ROOT = pathlib.Path(__file__).parents[1]
 KILLS = 10 if LONG else 2
-ADDITION = ["--time-steps", "8", "--units", "8", "--batch-size", "4"]
+# A network without XLA, to save time
+ADDITION = "--model rnn --time-steps 8 --units 8 --batch-size 4"
+ADDITION = [*ADDITION.split(), "--steps-per-epoch", "3", "--epochs"]
+PLAIN = [*ADDITION, "1"]
 
 
-def weights(out):
-    model = keras.models.load_model(out / "checkpoint.keras")
-    return [v.numpy() for v in model.weights + model.optimizer.variables]
+@contextlib.contextmanager
+def started(out, log, epochs=1000):
+    """A process of examples/addition_rnn.py that goes on where it was.
+
+    Yields the process, and a function that waits for a condition.
+    """
+    argv = [*ADDITION, str(epochs), "--out", out, "--resume"]
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "examples/addition_rnn.py", *argv],
+            # TensorFlow's own notes would come last.
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+            },
+            stdout=file,
+            stderr=file,
+        )
+
+    def wait_until(condition):
+        while not condition():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.002)
+
+    try:
+        yield process, wait_until
+    finally:
+        process.kill()
+        process.wait()
 
 
-def start(out, epochs, log):
-    """A process of examples/addition_rnn.py that goes on where it was."""
-    return subprocess.Popen(
-        [sys.executable, ROOT / "examples/addition_rnn.py", *ADDITION]
-        + ["--steps-per-epoch", "3", "--epochs", str(epochs)]
-        + ["--out", out, "--resume"],
-        # Without the notes of TensorFlow's own, some of which come last.
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        },
-        stdout=log,
-        stderr=log,
-    )
+def epochs_of(out):
+    return len(history(out)) if (out / "history.csv").exists() else 0
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_alike(tmp_path):
     """SIGKILL, after a random number of epochs and part of another one."""
-    epochs = 4 * KILLS
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    epochs, log = 4 * KILLS, tmp_path / "log"
+    out, whole = tmp_path / "killed", tmp_path / "whole"
     rng = np.random.default_rng(None if KILLS > 2 else 1)
-    moments = []
     for _ in range(KILLS):
-        before = len(history(killed)) if killed.exists() else 0
-        with open(tmp_path / "log", "w+") as log:
-            process = start(killed, epochs, log)
-            wanted = before + rng.integers(1, 4)
-            while not (killed / "history.csv").exists() or (
-                len(history(killed)) < wanted
-            ):
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                time.sleep(0.002)
+        wanted = epochs_of(out) + rng.integers(1, 4)
+        with started(out, log, epochs) as (process, wait_until):
+            wait_until(lambda wanted=wanted: epochs_of(out) >= wanted)
             time.sleep(rng.uniform(0, 0.15))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        # Whatever was there is whole; a file begun is called _something.
-        files = sorted(path.name for path in killed.iterdir())
-        moments.append((len(history(killed)), files))
-        if "checkpoint.keras" in files:
-            assert (
-                zipfile.ZipFile(killed / "checkpoint.keras").testzip() is None
-            )
-            weights(killed)
-    print(moments)
-    for out in (killed, whole):
-        with open(tmp_path / "log", "w+") as log:
-            code = start(out, epochs, log).wait()
-        assert code == 0, (tmp_path / "log").read_text()
-    assert history(killed) == history(whole)
-    assert len(history(whole)) == epochs
-    for a, b in zip(weights(killed), weights(whole), strict=True):
+        # Whatever is there is whole; a file begun is called _something.
+        print(epochs_of(out), sorted(path.name for path in out.iterdir()))
+        if (out / "checkpoint.keras").exists():
+            variables(out / "checkpoint.keras")
+    for path in (out, whole):
+        main(addition_rnn, [*ADDITION, epochs, "--out", path, "--resume"])
+    assert history(out) == history(whole)
+    assert epochs_of(whole) == epochs
+    for a, b in zip(
+        *(variables(x / "checkpoint.keras") for x in (out, whole)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The files of a run of one epoch, by name."""
-    out = tmp_path_factory.mktemp("finished")
-    argv = ["--steps-per-epoch", "3", "--epochs", "1", "--out", str(out)]
-    addition_rnn.main([*ADDITION, *argv])
-    return {path.name: path.read_bytes() for path in out.iterdir()}
-
-
-def half(content):
-    return content[: len(content) // 2]
-
-
-@pytest.mark.parametrize(
-    "name, change",
-    [
-        ("checkpoint.keras", lambda content: b""),
-        ("checkpoint.keras", half),
-        ("checkpoint.keras", lambda content: content[:-1]),
-        ("checkpoint.keras", lambda content: b"not a model"),
-        ("history.csv", lambda content: b""),
-        ("history.csv", lambda content: content.splitlines()[0]),
-        ("history.csv", half),
-        ("history.csv", lambda content: b"date,price\n1,2\n"),
-        ("history.csv", lambda content: b"\xff\xfe"),
-        ("arguments.json", lambda content: b""),
-        ("arguments.json", half),
-        ("arguments.json", lambda content: b"[1, 2]"),
-        ("arguments.json", lambda content: b'"text"'),
-        ("arguments.json", lambda content: b"{}"),
-        ("arguments.json", None),
-        ("history.csv", None),
-    ],
-)
-def test_what_cannot_be_resumed_is_one_line(
-    name, change, finished, tmp_path, capsys
-):
-    files = dict(finished)
-    if change is None:
-        del files[name]
-    else:
-        files[name] = change(files[name])
-    files["mine.txt"] = b"mine"
-    for file, content in files.items():
-        (tmp_path / file).write_bytes(content)
-    argv = [*ADDITION, "--steps-per-epoch", "3", "--epochs", "1", "--resume"]
-    code, error = run(addition_rnn, [*argv, "--out", tmp_path], capsys)
-    assert code == 2 and len(error.splitlines()) == 1, error
-    assert "resume" in error
-    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert found == files
-
-
-@pytest.mark.parametrize("name", ["arguments.json", "checkpoint.keras"])
-def test_out_with_folders_in_the_place_of_files(name, tmp_path, capsys):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "mine.txt").write_text("mine")
-    code, error = run(addition_rnn, [*ADDITION, "--out", tmp_path], capsys)
-    assert code == 2 and len(error.splitlines()) == 1 and "--out" in error
-    assert (tmp_path / name / "mine.txt").read_text() == "mine"
-
-
-def test_out_inside_a_file(tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
-    argv = [*ADDITION, "--out", tmp_path / "file" / "out"]
-    code, error = run(addition_rnn, argv, capsys)
-    assert code == 2 and len(error.splitlines()) == 1 and "--out" in error
-    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.slow
 def test_a_second_run_into_the_same_directory(tmp_path, capsys):
     """It says which process writes there, and touches nothing."""
-    with open(tmp_path / "log", "w+") as log:
-        process = start(tmp_path / "out", 1000, log)
-        while not (tmp_path / "out/checkpoint.keras").exists():
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.01)
+    out, log = tmp_path / "out", tmp_path / "log"
+    with started(out, log) as (process, wait_until):
+        wait_until((out / "checkpoint.keras").exists)
+        words = f"process {process.pid} is writing there"
         for more in ([], ["--resume"]):
-            argv = [*ADDITION, "--out", tmp_path / "out", *more]
-            code, error = run(addition_rnn, argv, capsys)
-            assert code == 2 and len(error.splitlines()) == 1, error
-            assert f"process {process.pid} is writing there" in error
+            argv = [*ADDITION, 1000, "--out", out, *more]
+            refused(addition_rnn, argv, capsys, words)
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
     # Ctrl-C is one line, and the next run goes on.
-    text = (tmp_path / "log").read_text()
-    last = text.splitlines()[-1]
-    assert "Traceback" not in text and last.endswith("with --resume goes on")
-    assert not (tmp_path / "out/lock").exists()
-    done = history(tmp_path / "out")
-    with open(tmp_path / "log", "w+") as log:
-        process = start(tmp_path / "out", 1000, log)
-        while len(history(tmp_path / "out")) <= len(done):
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-    assert history(tmp_path / "out")[: len(done)] == done
+    text = log.read_text()
+    assert "Traceback" not in text
+    assert text.splitlines()[-1].endswith("with --resume goes on")
+    assert not (out / "lock").exists()
+    done = history(out)
+    with started(out, log) as (_, wait_until):
+        wait_until(lambda: epochs_of(out) > len(done))
+    assert history(out)[: len(done)] == done
 
 
 FULL = """
@@ -200,27 +127,28 @@ import sys
 
 sys.path[:0] = sys.argv[1:3]
 import addition_rnn
-import experiment
+import arguments
+import training
 
-write = experiment.write_history
+save = training.save
 
 
-def fill(out, history):
-    write(out, history)
+def fill(model, path, arguments, history):
     if len(history) == 2:  # From here on, files end after so many bytes.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+    save(model, path, arguments, history)
 
 
-experiment.write_history = fill
-sys.exit(experiment.run(addition_rnn.main, sys.argv[3:]))
+training.save = fill
+sys.exit(arguments.run(addition_rnn.main, sys.argv[3:]))
 """
 
 
+@pytest.mark.slow
 def test_full_disk(tmp_path):
     """One line; the last good checkpoint is there, and no part of a file."""
-    out = tmp_path / "out"
-    argv = [*ADDITION, "--steps-per-epoch", "3", "--epochs", "3", "--out", out]
+    argv = [*ADDITION, "3", "--out", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-c", FULL, ROOT, ROOT / "examples", *argv],
         capture_output=True,
@@ -230,31 +158,152 @@ def test_full_disk(tmp_path):
     last = done.stderr.splitlines()[-1]
     assert "checkpoint.keras cannot be written" in last
     assert "what was there before is kept" in last
-    assert {path.name for path in out.iterdir()} == {
-        "arguments.json",
-        "checkpoint.keras",
-        "history.csv",
-    }
-    model = keras.models.load_model(out / "checkpoint.keras")
+    names = {"arguments.json", "checkpoint.keras", "history.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    model = keras.models.load_model(tmp_path / "checkpoint.keras")
     assert int(model.optimizer.iterations) == 3
-    with open(tmp_path / "log", "w+") as log:
-        assert start(out, 3, log).wait() == 0
+    main(addition_rnn, argv, "--resume")
+    assert epochs_of(tmp_path) == 3
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The files of a run of one epoch, by name."""
+    out = tmp_path_factory.mktemp("finished")
+    main(addition_rnn, [*PLAIN, "--resume", "--out", out])
+    return contents(out)
+
+
+@pytest.fixture
+def out(finished, tmp_path):
+    """A directory with the files of a run, and one more."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name, content in {**finished, "mine.txt": b"mine"}.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_resume_without_a_checkpoint_starts(finished):
+    assert {"result.json", "checkpoint.keras", "history.csv"} <= {*finished}
+
+
+def of_another_optimizer(path):
+    model = keras.models.load_model(path)
+    model.compile("sgd", "mse")
+    model.save(path)
+
+
+def of_another_network(path):
+    network = keras.Sequential([keras.Input((8, 2)), keras.layers.GRU(1)])
+    network.compile("adam", "mse")
+    network.optimizer.build(network.trainable_variables)
+    network.save(path)
+
+
+def of_a_function(path):
+    layer = keras.layers.Lambda(lambda x: x)
+    keras.Sequential([keras.Input((8, 2)), layer]).save(path)
+
+
+def as_of(save):
+    """A checkpoint with the right arguments and history, and a wrong model."""
+
+    def change(path):
+        with zipfile.ZipFile(path) as file:
+            run = file.read("run.json")
+        save(path)
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr("run.json", run)
+
+    return change
+
+
+def first(count):
+    return lambda path: path.write_bytes(path.read_bytes()[:count])
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized:UserWarning")
 @pytest.mark.parametrize(
-    "argv, words",
+    "change",
     [
-        (["--seed", str(2**32)], f"--seed: must be at most {2**32 - 1}"),
-        (["--seed", "-1"], "--seed: must be at least 0"),
-        (["--out", ""], "--out: must be a directory"),
+        first(0),
+        first(1000),
+        first(-1000),
+        first(-1),
+        lambda path: path.write_bytes(b"not a model"),
+        of_another_network,
+        as_of(of_another_network),
+        as_of(of_another_optimizer),
+        as_of(of_a_function),
     ],
 )
-def test_bad_arguments_of_all_examples(argv, words, capsys):
-    for example in (addition_rnn, sequential_mnist, language_model):
-        with pytest.raises(SystemExit) as caught:
-            example.main(argv)
-        assert caught.value.code == 2
-        assert words in capsys.readouterr().err
+def test_what_cannot_be_resumed_is_one_line(change, out, capsys):
+    change(out / "checkpoint.keras")
+    before = contents(out)
+    argv = [*PLAIN, "--out", out, "--resume"]
+    refused(addition_rnn, argv, capsys, "cannot be resumed")
+    assert contents(out) == before
+
+
+def test_resume_refuses_other_arguments(out, capsys):
+    before = contents(out)
+    argv = [*PLAIN, "--out", out, "--resume", "--seed", 2, "--units", 9]
+    words = "seed was 1, is 2", "units was 8, is 9"
+    refused(addition_rnn, argv, capsys, *words)
+    assert contents(out) == before
+
+
+def test_a_new_run_keeps_the_old_one_until_its_first_epoch_ends(
+    out, monkeypatch
+):
+    """And then replaces it; its seed makes it another one."""
+    before = contents(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(addition_rnn, "adding_batch", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(addition_rnn, [*PLAIN, "--seed", 2, "--out", out])
+    assert contents(out) == before
+    rows = history(out)
+    killed(
+        addition_rnn, [*PLAIN, "--seed", 2, "--out", out], monkeypatch, epoch=1
+    )
+    assert not (out / "checkpoint.keras").exists()
+    assert json.loads((out / "arguments.json").read_text())["seed"] == 2
+    assert history(out) != rows
+    main(addition_rnn, [*PLAIN, "--seed", 2, "--out", out, "--resume"])
+    assert result(out)["arguments"]["seed"] == 2
+
+
+def test_a_diverging_run_says_so_and_keeps_its_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    def broken(rng, *sizes, batch=addition_rnn.adding_batch):
+        x, y = batch(rng, *sizes)
+        return x, y * np.nan
+
+    argv = [*ADDITION, 2, "--out", tmp_path]
+    killed(addition_rnn, argv, monkeypatch)
+    kept = (tmp_path / "checkpoint.keras").read_bytes()
+    monkeypatch.setattr(addition_rnn, "adding_batch", broken)
+    words = "the loss is nan in epoch 2"
+    refused(addition_rnn, [*argv, "--resume"], capsys, words)
+    assert (tmp_path / "checkpoint.keras").read_bytes() == kept
+
+
+@pytest.mark.parametrize("name", ["arguments.json", "checkpoint.keras"])
+def test_out_with_folders_in_the_place_of_files(name, tmp_path, capsys):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("mine")
+    refused(addition_rnn, [*PLAIN, "--out", tmp_path], capsys, "--out")
+    assert (tmp_path / name / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["file", "file/out"])
+def test_out_that_is_a_file_or_in_one(name, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    refused(addition_rnn, [*PLAIN, "--out", tmp_path / name], capsys, "--out")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 class Trap:
@@ -290,6 +339,15 @@ def of_one_damaged_byte(path, trap):
     path.write_bytes(content)
 
 
+def cut_off(path, trap):
+    np.savez(path, **dict.fromkeys(MNIST, np.zeros(4000)))
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def missing(path, trap):
+    path.unlink()
+
+
 def huge(path, trap):
     """An array of which there is but the header."""
     header = io.BytesIO()
@@ -303,31 +361,36 @@ def huge(path, trap):
 MNIST = [f"{kind}_{part}" for part in ("train", "test") for kind in "xy"]
 
 
+WRITERS = [of_objects, pickled, of_other_members, of_one_damaged_byte]
+WRITERS += [cut_off, missing, huge]
+
+
+SKELETON = "S001C001P001R001A001.skeleton"
+PTB = [f"ptb.{part}.txt" for part in ("train", "valid", "test")]
+
+
+@pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize(
-    "write", [of_objects, pickled, of_other_members, of_one_damaged_byte, huge]
-)
-@pytest.mark.parametrize(
-    "example, argv",
+    "example, argv, names",
     [
-        (sequential_mnist, []),
-        (action_recognition, []),
-        (action_recognition, ["--dataset", "ntu"]),
-        (language_model, ["--level", "char"]),
+        (sequential_mnist, [], ["file.npz"]),
+        (action_recognition, [], ["file.npz"]),
+        (action_recognition, ["--dataset", "ntu"], [SKELETON]),
+        (language_model, ["--level", "char"], PTB),
     ],
 )
-def test_foreign_data_is_one_line(write, example, argv, tmp_path, capsys):
-    path, trap, out = (tmp_path / name for name in ("data", "trap", "out"))
-    with open(tmp_path / "file.npz", "wb"):
-        write(tmp_path / "file.npz", trap)
-    data = tmp_path / "file.npz"
-    if example is language_model:
-        path.mkdir()
-        for part in ("train", "valid", "test"):
-            (path / f"ptb.{part}.txt").write_bytes(data.read_bytes())
-        data = path
-    elif argv:
-        path.mkdir()
-        data = data.rename(path / "S001C001P001R001A001.skeleton").parent
-    code, error = run(example, [*argv, "--data", data, "--out", out], capsys)
-    assert code == 2 and len(error.splitlines()) == 1, error
+def test_foreign_data_is_one_line(
+    write, example, argv, names, tmp_path, capsys
+):
+    data, trap, out = (tmp_path / name for name in ("data", "trap", "out"))
+    data.mkdir()
+    for name in names:
+        path = data / "file.npz"
+        path.touch()
+        write(path, trap)
+        if path.exists():
+            path.rename(data / name)
+    if names == ["file.npz"]:
+        data = data / "file.npz"
+    refused(example, [*argv, "--data", data, "--out", out], capsys)
     assert not trap.exists() and not out.exists()
