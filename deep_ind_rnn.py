@@ -327,7 +327,9 @@ class _Network:
         """From the arguments of a function, of which it may have others."""
         names = [field.name for field in dataclasses.fields(cls)]
         options = {name: arguments[name] for name in names}
-        return cls(**options | {"name": options["name"] or default_name})
+        if options["name"] is None:
+            options["name"] = default_name
+        return cls(**options)
 
     def __post_init__(self):
         self._check()

@@ -266,7 +266,12 @@ class DilatedRNN(keras.layers.Layer):
                 count = len(keras.tree.flatten(layer.state_size))
                 before = states[start : start + count]
                 start += count
-            elif rows.are_plain and hasattr(layer, "call_dilated"):
+            elif (
+                rows.are_plain
+                and hasattr(layer, "call_dilated")
+                # Keras casts weights to this type alone, outside `__call__`.
+                and layer.compute_dtype == self.compute_dtype
+            ):
                 y = layer.call_dilated(x, dilation, training=training)
             if y is None:
                 y, after = self._run_phases(
