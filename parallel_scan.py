@@ -36,7 +36,7 @@ def scan(maps, h, finite=False):
         maps: Arrays (B or 1, T, N or 1) that describe f_1 ... f_T. An array
             with one step in place of T is the same for all steps.
         h: h_0, (B, N).
-        finite: Whether to clip joined maps to finite numbers, as sums of
+        finite: Whether to clip maps and states to finite numbers, as sums of
             gradients need: inf * 0 would be NaN where the slope of ReLU is 0.
             Default: False.
 
@@ -49,7 +49,7 @@ def scan(maps, h, finite=False):
             tuple(x[:, min(t, x.shape[1] - 1)] for x in maps)
             for t in range(length)
         ]
-        return ops.stack(_states(steps, h), axis=1)
+        return ops.stack(_states(steps, h, finite), axis=1)
     count = -(-length // CHUNK_STEPS)
     # The padding follows all steps, and its states are cut off below.
     padding = [[0, 0], [0, count * CHUNK_STEPS - length], [0, 0]]
@@ -68,15 +68,18 @@ def scan(maps, h, finite=False):
     joined = functools.reduce(lambda f, g: compose(g, f, finite), steps)
     ends = scan(joined, h, finite)
     h = ops.concatenate([h[:, None], ends[:, :-1]], axis=1)
-    h = ops.stack(_states(steps, h), axis=2)
+    h = ops.stack(_states(steps, h, finite), axis=2)
     h = ops.reshape(h, (-1, count * CHUNK_STEPS, h.shape[-1]))
     return h[:, :length]
 
 
-def _states(steps, h):
+def _states(steps, h, finite):
     """The states after each of the steps, from the state h before them."""
-    states = itertools.accumulate(steps, lambda h, f: apply(f, h), initial=h)
-    return list(states)[1:]
+
+    def step(h, f):
+        return clip_to_finite(apply(f, h)) if finite else apply(f, h)
+
+    return list(itertools.accumulate(steps, step, initial=h))[1:]
 
 
 def apply(f, h):

@@ -431,3 +431,29 @@ def test_one_step_needs_no_program():
         nodes += inner.node_def
         assert not inner.attr["_XlaMustCompile"].b
     assert not [node.op for node in nodes if "Xla" in node.op]
+
+
+def test_gradients_before_a_reset_are_finite():
+    """Those after it overflow, and must not reach the steps before it."""
+    x, reset = np.ones((1, 120, 1), "float32"), np.zeros((1, 120), bool)
+    reset[:, 10] = True
+    gradients = []
+    for implementation in ("sequential", "parallel"):
+        layer = IndRNN(
+            1,
+            recurrent_initializer=keras.initializers.Constant(4.5),
+            kernel_initializer="ones",
+            return_sequences=True,
+            implementation=implementation,
+        )
+
+        @tf.function
+        def gradient(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, reset=reset)
+            return tape.gradient(y, x)
+
+        gradients.append(gradient(tf.constant(x))[:, :10])
+    assert np.isfinite(gradients[0]).all()
+    np.testing.assert_allclose(*gradients, rtol=1e-5)

@@ -1,5 +1,6 @@
 """The start: what the default initializers draw, and what it does."""
 
+import inspect
 import math
 
 import keras
@@ -10,6 +11,7 @@ from cases import every_pair
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell, TimeConstants, UnitGain
+from indy_cell import GateTimeConstants
 
 
 def uniform():
@@ -244,3 +246,18 @@ def test_unit_gain_outside_of_an_ind_rnn_wants_its_recurrent_weights():
     dense.build((None, 50, 2))
     (u, _) = weights(recur, None, 50, 30)
     np.testing.assert_allclose(dense.kernel[0], taken_off(u, 50), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "initializer",
+    [
+        TimeConstants(1.0, 30.0, negative=0.5, seed=3),
+        GateTimeConstants(1.0, 30.0, seed=3),
+        UnitGain("ones", TimeConstants(seed=3), time_steps=20, exponent=0.6),
+    ],
+)
+def test_a_config_holds_every_argument(initializer):
+    config = initializer.get_config()
+    assert {*config} == {*inspect.signature(type(initializer)).parameters}
+    again = type(initializer).from_config(config)
+    np.testing.assert_array_equal(again((3, 50)), initializer((3, 50)))
