@@ -643,3 +643,16 @@ def test_signatures_show_their_arguments(network):
     }
     with pytest.raises(TypeError, match=f"{network.__name__}.*'unit'"):
         network((5, 2), unit=4)
+
+
+def test_projections_start_for_the_steps_of_what_they_feed():
+    dilations = [1, 3, 5]
+    model = residual_ind_rnn(
+        (20, 2), 4, num_blocks=1, normalization=None, dilations=dilations
+    )
+    found = [
+        layer.kernel_initializer.time_steps
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Dense)
+    ]
+    assert found == [20, 7, 4]

@@ -13,7 +13,7 @@ import parallel_scan
 from cases import each_value, every_pair
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell, IndRNNStep
-from ind_rnn_recurrence import PADDED_LENGTHS, Steps, fused_step
+from ind_rnn_recurrence import PADDED_LENGTHS, Steps, fused_step, without_xla
 from pairs import (
     AXES,
     B,
@@ -457,3 +457,30 @@ def test_gradients_before_a_reset_are_finite():
         gradients.append(gradient(tf.constant(x))[:, :10])
     assert np.isfinite(gradients[0]).all()
     np.testing.assert_allclose(*gradients, rtol=1e-5)
+
+
+@pytest.mark.parametrize("u, x", [(1.0, 3e38), (0.0, 1.0)])
+def test_what_overflows_and_what_is_forgotten_at_once(u, x):
+    """Infinity is to be seen, and 0 * infinity must not become NaN."""
+    values = np.zeros((1, 20, 1), "float32")
+    values[:, :2] = x
+    outputs = []
+    for implementation in ("sequential", "parallel"):
+        layer = IndRNN(
+            1,
+            recurrent_initializer=keras.initializers.Constant(u),
+            kernel_initializer="ones",
+            return_sequences=True,
+            implementation=implementation,
+        )
+        outputs.append(np.asarray(tf.function(layer)(values)))
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_without_xla_may_be_nested():
+    cell = IndRNNCell(2)
+    with without_xla():
+        with without_xla():
+            pass
+        assert fused_step(cell) is None
+    assert fused_step(cell) is not None

@@ -369,3 +369,16 @@ def test_double_precision_everywhere(make, float64):
         y = call(*case)
         assert y.dtype == "float64"
         assert_close(traced(*case), y, 1e-12)
+
+
+def test_masked_outputs_of_any_cell_are_zeros():
+    layer = ResetRNN(
+        keras.layers.GRUCell(4),
+        return_sequences=True,
+        zero_output_for_mask=True,
+    )
+    mask = np.array([[True, False, True, True, False, True]])
+    reset = np.array([[True, False, False, True, False, False]])
+    x = np.sin(np.arange(1.0, 19.0)).reshape(1, 6, 3)
+    y = np.asarray(layer(x, mask=mask, reset=reset))
+    np.testing.assert_array_equal((y != 0).any(axis=-1), mask)
