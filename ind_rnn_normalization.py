@@ -40,7 +40,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         units = inputs.shape[-1]
         y, *statistics = _fused_batch_norm(
-            inputs[:, :, None],
+            ops.expand_dims(inputs, 2),  # A slice would cost its gradient.
             self.gamma if self.scale else ops.ones((units,)),
             self.beta if self.center else ops.zeros((units,)),
             self.epsilon,
@@ -51,7 +51,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             before = ops.cast(moving, value.dtype)
             mixed = self.momentum * before + (1 - self.momentum) * value
             moving.assign(ops.cast(mixed, moving.dtype))
-        return y[:, :, 0]
+        return ops.squeeze(y, 2)
 
 
 def _has_fused_kernel(x):
