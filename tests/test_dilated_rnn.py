@@ -6,7 +6,6 @@ the other options, so that every pair of option values occurs (`test_cover`).
 
 import functools
 import inspect
-import re
 import sys
 
 import keras
@@ -25,6 +24,7 @@ from pairs import activity_loss, data, masked, weighted
 
 B, F, N = 3, 2, 4
 ALL = {"return_sequences": True}
+STATES = {"return_state": True}
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -161,6 +161,10 @@ def computed(layer, x, state=None, mask=None, call=None, **options):
     return {"outputs": y, "gradients": gradients}
 
 
+def computed_by_hand(layer, *values):
+    return computed(layer, *values, call=functools.partial(by_hand, layer))
+
+
 def assert_same(actual, expected, tolerance=1e-12):
     """Gradients: to 100 times the tolerance."""
     assert actual.keys() == expected.keys()
@@ -200,48 +204,9 @@ def test_equals_the_loop(case):
         case.pop(name) for name in ("time", "mask", "initial_state")
     )
     layer = stack(**case)
-    values = {
-        "x": data(B, time, F),
-        "state": state_of(layer) if initial_state else None,
-        "mask": masked(mask, B, time),
-    }
-    expected = computed(layer, call=functools.partial(by_hand, layer), **values)
-    assert_same(computed(layer, **values), expected)
-
-
-def in_numpy(layer, x):
-    """All outputs of a DilatedRNN of SimpleRNN and IndRNN cells."""
-    y = np.asarray(x)
-    for cell, d in zip(layer.cells, layer.dilations, strict=True):
-        kernel, u, bias = (np.array(w) for w in cell.weights)
-        activation = {"relu": lambda z: np.maximum(z, 0), "tanh": np.tanh}[
-            cell.activation.__name__
-        ]
-        h = [np.zeros((len(y), N))] * d
-        for t in range(y.shape[1]):
-            recurrent = h[-d] * u if u.ndim == 1 else h[-d] @ u
-            h.append(activation(y[:, t] @ kernel + recurrent + bias))
-        y = np.stack(h[d:], 1)
-    return y
-
-
-@pytest.mark.parametrize("dilations", AXES["dilations"])
-@pytest.mark.parametrize("kind", ["tanh", "relu", "IndRNN"])
-def test_equals_numpy(kind, dilations):
-    layer, x = stack(kind, dilations, **ALL), data(B, 20, F)
-    np.testing.assert_allclose(layer(x), in_numpy(layer, x), atol=1e-12)
-
-
-MIXED = ["IndRNN", "tanh", "IndRNN"]
-
-
-def with_all_true_mask(layer):
-    """The layer's call with a mask: all layers then run phases."""
-
-    def call(x, initial_state=None, mask=None, **options):
-        return layer(x, mask=tf.ones(tf.shape(x)[:2], "bool"), **options)
-
-    return call
+    state = state_of(layer) if initial_state else None
+    values = data(B, time, F), state, masked(mask, B, time)
+    assert_same(computed(layer, *values), computed_by_hand(layer, *values))
 
 
 @pytest.fixture
@@ -260,40 +225,42 @@ def by_itself(monkeypatch):
     return found
 
 
+OF_DILATIONS = KINDS | {
+    "sequential": functools.partial(IndRNN, N, implementation="sequential"),
+    "parallel": functools.partial(IndRNN, N, implementation="parallel"),
+    "IndyLSTM": functools.partial(indy.IndyLSTM, N),
+}
+MIXED = ["IndRNN", "tanh", "IndRNN"]
+
+
 @pytest.mark.parametrize(
-    "kinds, dilations, ran, time, mode, options",
+    "kinds, dilations, ran, time, mode, mask, options",
     [
-        (["IndRNN"], [4], [4], 12, "eager", ALL),
-        (["IndRNN"], [4], [4], 7, "unknown", ALL),
-        (MIXED, [3, 2, 4], [3, 4], 12, "jit", ALL),
-        (MIXED, [3, 2, 4], [3, 4], 7, "unknown", ALL),
-        (MIXED, [5, 2, 3], [5, 3], 2, "eager", {}),
-        (MIXED[1:], [2, 5], [5], 7, "jit", ALL | {"go_backwards": True}),
-        (MIXED[:2], [2, 3], [2], 12, "unknown", {}),
+        (["sequential"], [4], [4], 12, "eager", None, ALL),
+        (["parallel"], [3], [3], 31, "eager", None, ALL),
+        (["IndRNN"], [4], [4], 7, "unknown", None, ALL),
+        (["IndRNN"], [4], [], 7, "unknown", "holes", ALL),
+        (["IndRNN", "IndyLSTM"], [3, 2], [3], 7, "eager", None, ALL),
+        (MIXED, [3, 2, 4], [3, 4], 12, "jit", None, ALL),
+        (MIXED, [3, 2, 4], [3, 4], 7, "unknown", None, ALL),
+        (MIXED, [5, 2, 3], [5, 3], 2, "eager", None, {}),
+        (MIXED[1:], [2, 5], [5], 7, "jit", None, ALL | {"go_backwards": True}),
+        (MIXED[:2], [2, 3], [2], 12, "unknown", None, {}),
+        (["tanh", "tanh"], [1, 4], [], 7, "jit", None, {}),
+        (["tanh", "tanh"], [1, 4], [], 7, "unknown", "holes", {}),
+        (["GRUCell"], [4], [], 7, "jit", "holes", ALL | STATES),
+        (["TwoStates"] * 2, [1, 4], [], 7, "unknown", None, ALL | STATES),
     ],
 )
-def test_ind_rnn_runs_dilations_by_itself(
-    kinds, dilations, ran, time, mode, options, by_itself
+def test_modes_and_dilations_that_ind_rnn_runs_by_itself(
+    kinds, dilations, ran, time, mode, mask, options, by_itself
 ):
-    cells = [KINDS[kind](dtype="float64") for kind in kinds]
+    cells = [OF_DILATIONS[kind](dtype="float64") for kind in kinds]
     layer = filled(DilatedRNN(cells, dilations, dtype="float64", **options))
-    x = data(B, time, F)
-    actual = in_mode(mode, layer, x)
+    x, mask = data(B, time, F), masked(mask, B, time)
+    actual = in_mode(mode, layer, x, mask)
     assert by_itself == ran
-    if options == ALL:
-        expected = in_numpy(layer, x)
-        np.testing.assert_allclose(actual["outputs"][0], expected, atol=1e-12)
-    assert_same(actual, computed(layer, x, call=with_all_true_mask(layer)))
-    assert by_itself == ran
-
-
-@pytest.mark.parametrize("implementation", ["sequential", "parallel"])
-def test_implementation_of_ind_rnn_with_dilations(implementation, by_itself):
-    cell = IndRNN(N, implementation=implementation, dtype="float64")
-    layer = filled(DilatedRNN([cell], [3], **ALL, dtype="float64"))
-    x = data(B, 61, F)
-    np.testing.assert_allclose(layer(x), in_numpy(layer, x), atol=1e-12)
-    assert by_itself == [3]
+    assert_same(actual, computed_by_hand(layer, x, None, mask))
 
 
 @pytest.mark.parametrize(
@@ -314,19 +281,12 @@ def test_ind_rnn_that_cannot_run_dilations_by_itself(
     ]
     x = data(B, 7, F).astype("float32")
     y = layers[0](x, training=training)
-    masked = with_all_true_mask(layers[1])(x, training=training)
+    # With a mask, all layers run phases.
+    masked = layers[1](x, mask=np.ones((B, 7), bool), training=training)
     assert y.dtype == "float32" and not by_itself
     np.testing.assert_allclose(y, masked, atol=1e-6)
     layers[0](x)
     assert bool(by_itself) == training
-
-
-def test_gated_layers_run_phases():
-    cells = [IndRNN(N, dtype="float64"), indy.IndyLSTM(N, dtype="float64")]
-    layer = filled(DilatedRNN(cells, [3, 2], **ALL, dtype="float64"))
-    x = data(B, 7, F)
-    expected = computed(layer, x, call=functools.partial(by_hand, layer))
-    assert_same(computed(layer, x), expected)
 
 
 @pytest.mark.parametrize(
@@ -358,34 +318,49 @@ def test_work_of_only_last_outputs(monkeypatch):
     assert work == [64, 32, 16, 8, 4, 2]
 
 
+RANDOM = {"dropout": 0.3, "recurrent_dropout": 0.4, "seed": 3}
+
+
 @pytest.mark.parametrize(
     "kind, mask, sequences, backwards",
     each_value(
-        ["tanh", "LSTMCell", "GRUCell", "TwoStates"],
+        ["tanh", "LSTMCell", "GRUCell", "IndRNNCell", "TwoStates"],
         [None, "right", "holes", "row"],
         [False, True],
         [False, True],
     ),
 )
 def test_without_dilation_it_is_keras_rnn(kind, mask, sequences, backwards):
+    """In training with dropout too, in this call and in the next one."""
     x, mask = data(B, 6, F), masked(mask, B, 6)
     options = {
         "return_sequences": sequences,
         "return_state": True,
         "go_backwards": backwards,
         "zero_output_for_mask": sequences and backwards,
+        "dtype": "float64",
     }
-    layer = stack(kind, (1, 1), **options)
-    cells = keras.layers.StackedRNNCells(layer.cells, dtype="float64")
-    loop = keras.layers.RNN(cells, dtype="float64", **options)
-    loop.build(x.shape)
+    of_cell = {} if kind == "TwoStates" else RANDOM
+    cells, twins = (
+        [KINDS[kind](dtype="float64", **of_cell) for _ in range(2)]
+        for _ in range(2)
+    )
+    layer = filled(DilatedRNN(cells, [1, 1], **options))
+    twins = keras.layers.StackedRNNCells(twins, dtype="float64")
+    loop = filled(keras.layers.RNN(twins, **options), x.shape)
 
-    def call(x, initial_state, mask):
-        y, *state = loop(x, mask=mask)
+    def of_keras(x, initial_state, **options):
+        y, *state = loop(x, **options)
         return y, *(value[:, None] for value in tf.nest.flatten(state))
 
-    expected = computed(layer, x, mask=mask, call=call)
-    assert_same(computed(layer, x, mask=mask), expected)
+    for _ in range(2):
+        y = computed(layer, x, mask=mask, training=True)
+        expected = computed(loop, x, mask=mask, call=of_keras, training=True)
+        assert_same(y, expected)
+        if of_cell:
+            plain = layer(x, mask=mask)[0]
+            assert np.abs(y["outputs"][0] - plain).max() > 0.01
+            loop(x)  # in inference too Keras draws numbers
 
 
 def in_chunks(layer, x, mask, lengths):
@@ -442,21 +417,6 @@ def test_states_are_not_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind, mask, general, mode",
-    [
-        ("tanh", None, False, "jit"),
-        ("tanh", "holes", False, "unknown"),
-        ("GRUCell", "holes", True, "jit"),
-        ("TwoStates", None, True, "unknown"),
-    ],
-)
-def test_compiled_equals_eager(kind, mask, general, mode):
-    layer = stack(kind, (1, 4), return_sequences=general, return_state=general)
-    x, mask = data(B, 7, F), masked(mask, B, 7)
-    assert_same(in_mode(mode, layer, x, mask), computed(layer, x, mask=mask))
-
-
-@pytest.mark.parametrize(
     "shape, kind, return_sequences, return_state",
     each_value(
         [(None, None), (None, 7), (B, None), (B, 7)],
@@ -477,10 +437,6 @@ def test_symbolic_shapes(shape, kind, return_sequences, return_state):
         expected += [(shape[0], *size) for size in sizes]
         assert layer.state_size == sizes
     assert [tuple(y.shape) for y in symbolic] == expected
-    actual = tf.nest.flatten(keras.Model(x, symbolic)(data(B, 7, F)))
-    for y, shape in zip(actual, expected, strict=True):
-        known = [n is None or n == m for n, m in zip(shape, y.shape)]
-        assert len(shape) == len(y.shape) and all(known)
     mask = np.ones((B, 7), bool)
     masks = layer.compute_mask(x, mask)
     if return_state:
@@ -561,12 +517,16 @@ def test_config_holds_every_argument():
     assert again.cells[0].activation is keras.activations.relu
 
 
-@pytest.mark.parametrize("kind", [SimpleRNNCell, TwoStates, LSTM, IndRNN])
-def test_saved_and_cloned_models_predict_the_same(kind, tmp_path):
-    cells = [kind(N), kind(N + 1)]
+def test_saved_and_cloned_models_predict_the_same(tmp_path):
+    """With all kinds of cells, and a regularizer of the outputs."""
+    kinds = [SimpleRNNCell, TwoStates, SimpleRNN, LSTM, GRU, IndRNN]
     l2 = keras.regularizers.L2(0.25)
-    layer = filled(DilatedRNN(cells, [2, 3], activity_regularizer=l2))
-    model = keras.Sequential([keras.Input((9, F)), layer])
+    layer = DilatedRNN(
+        [kind(N + index) for index, kind in enumerate(kinds)],
+        [2, 3, 1, 1, 4, 2],
+        activity_regularizer=l2,
+    )
+    model = keras.Sequential([keras.Input((9, F)), filled(layer)])
     x = data(B, 9, F).astype("float32")
     expected = model(x)
     model.save(tmp_path / "model.keras")
@@ -575,37 +535,32 @@ def test_saved_and_cloned_models_predict_the_same(kind, tmp_path):
     clone = keras.models.clone_model(model)
     assert np.abs(clone(x) - expected).max() > 0.01
     clone.load_weights(tmp_path / "model.weights.h5")
+    types = [type(cell) for cell in layer.cells]
     for each in (loaded, clone):
         np.testing.assert_array_equal(each(x), expected)
         (loss,) = each.losses
         target = activity_loss(0.25, expected)
         np.testing.assert_allclose(loss, target, rtol=1e-5)
-        assert [type(cell) for cell in each.layers[0].cells] == [
-            type(cell) for cell in layer.cells
-        ]
+        assert [type(cell) for cell in each.layers[0].cells] == types
 
 
-@pytest.mark.parametrize(
-    "layer, cell, mask",
-    [
-        (SimpleRNN, SimpleRNNCell, None),
-        (LSTM, LSTMCell, "holes"),
-        (GRU, GRUCell, None),
-        (IndRNN, IndRNNCell, None),
-        (IndRNN, IndRNNCell, "holes"),
-    ],
-)
-def test_layers_equal_their_cells(layer, cell, mask):
-    given = [layer(N, dtype="float64"), layer(N, dtype="float64")]
-    copy, mask = list(given), masked(mask, B, 7)
+@pytest.mark.parametrize("mask", [None, "holes"])
+def test_layers_equal_their_cells(mask):
+    """In training too: the copies keep the layers' seeds."""
+    options = {"dropout": 0.3, "seed": 7, "dtype": "float64"}
+    layers = [kind(N, **options) for kind in (IndRNN, SimpleRNN, LSTM, GRU)]
+    layers.append(SimpleRNN(N, unroll=True, **options))
+    given, mask = list(layers), masked(mask, B, 7)
+    kinds = IndRNNCell, SimpleRNNCell, LSTMCell, GRUCell, SimpleRNNCell
     one, two = (
-        filled(DilatedRNN(cells, [2, 3], **ALL, dtype="float64"))
-        for cells in (given, [cell(N, dtype="float64") for _ in range(2)])
+        filled(DilatedRNN(each, [2, 3, 1, 4, 2], **ALL, dtype="float64"))
+        for each in (layers, [kind(N, **options) for kind in kinds])
     )
-    x = data(B, 7, F)
-    assert_same(computed(one, x, mask=mask), computed(two, x, mask=mask))
+    for training in (False, True):
+        values = {"x": data(B, 7, F), "mask": mask, "training": training}
+        assert_same(computed(one, **values), computed(two, **values))
     # The caller's layers stay as they were.
-    assert given == copy
+    assert given == layers
     for each in given:
         assert not each.built and not each.cell.built
         assert not each.return_sequences and not each.return_state
@@ -635,22 +590,6 @@ def test_dtype_policies(kind, policy, atol):
         )
     dtypes = {w.dtype for w in layers[0].trainable_weights}
     assert dtypes == {"float64" if name == policy else "float32"}
-
-
-@pytest.mark.parametrize("cell", [SimpleRNNCell, LSTMCell, GRUCell, IndRNNCell])
-def test_dropout_without_dilation_is_that_of_keras(cell):
-    x = data(B, 6, F).astype("float32")
-    one, two = (
-        cell(N, dropout=0.3, recurrent_dropout=0.4, seed=3) for _ in range(2)
-    )
-    dilated = DilatedRNN([one], [1], return_sequences=True)
-    loop = keras.layers.RNN(two, return_sequences=True)
-    filled(dilated), filled(loop)
-    for _ in range(2):
-        y = dilated(x, training=True)
-        np.testing.assert_allclose(y, loop(x, training=True), atol=1e-6)
-        assert np.abs(y - dilated(x)).max() > 0.01
-        loop(x)  # in inference too Keras draws numbers
 
 
 @pytest.mark.parametrize(
@@ -709,71 +648,71 @@ def two_cells(**options):
     return DilatedRNN(**{"cells": cells, "dilations": [2, 3], **options})
 
 
-CONVOLUTION = keras.layers.ConvLSTM1D(N, 3)
-DILATED = DilatedRNN([LSTM(N)])
-BUILT = filled(LSTM(N))
-OF_DILATED_RNN = [
-    *[{"stateful": True}, {"go_backwards": True}],
-    *[{"zero_output_for_mask": True}, {"activity_regularizer": "l2"}],
-]
+@pytest.mark.parametrize(
+    "cells, error, message",
+    [
+        ([], ValueError, r"`cells` must .*\[\]"),
+        (SimpleRNN(N), ValueError, "`cells` must .*<SimpleRNN"),
+        ([LSTM(N), 3], TypeError, r"`cells\[1\]` must .*3"),
+        ([keras.layers.Dense(N)], TypeError, "<Dense"),
+        ([keras.layers.ConvLSTM1D(N, 3)], TypeError, "got <ConvLSTM1D"),
+        ([DilatedRNN([LSTM(N)])], TypeError, "got <DilatedRNN"),
+        ([filled(LSTM(N))], ValueError, "built=True"),
+        ([LSTM(N, stateful=True)], ValueError, "without `stateful`"),
+        ([LSTM(N, go_backwards=True)], ValueError, "without `go_backwards`"),
+        ([LSTM(N, zero_output_for_mask=True)], ValueError, "without `zero_"),
+        ([LSTM(N, activity_regularizer="l2")], ValueError, "without `activity"),
+    ],
+)
+def test_bad_cells(cells, error, message):
+    start = message if message[0] == "`" else rf"`cells\[0\]` must .*{message}"
+    with pytest.raises(error, match=start):
+        DilatedRNN(cells)
 
 
 @pytest.mark.parametrize(
-    "options, error, name, value",
+    "name, call",
     [
-        ({"cells": []}, ValueError, "cells", "[]"),
-        ({"cells": SimpleRNN(N)}, ValueError, "cells", "<SimpleRNN"),
-        ({"cells": [LSTM(N), 3]}, TypeError, "cells[1]", "3"),
-        ({"cells": [keras.layers.Dense(N)]}, TypeError, "cells[0]", "<Dense"),
-        ({"dilations": []}, ValueError, "dilations", "[]"),
-        ({"dilations": 2}, ValueError, "dilations", "2"),
-        ({"dilations": "ab"}, ValueError, "dilations", "'ab'"),
-        ({"dilations": [1]}, ValueError, "dilations", "1 for 2"),
-        ({"dilations": [1, 2, 4]}, ValueError, "dilations", "3 for 2"),
-        ({"dilations": [1, 0]}, ValueError, "dilations[1]", "0"),
-        ({"dilations": [-2, 1]}, ValueError, "dilations[0]", "-2"),
-        ({"dilations": [1, 2.0]}, TypeError, "dilations[1]", "2.0"),
-        ({"dilations": [True, 2]}, TypeError, "dilations[0]", "True"),
-        ({"dilations": ["1", 2]}, TypeError, "dilations[0]", "'1'"),
-        *(({name: 1}, TypeError, name, "1") for name in FLAGS),
-        ({"cells": [CONVOLUTION]}, TypeError, "cells[0]", "got <ConvLSTM1D"),
-        ({"cells": [BUILT]}, ValueError, "cells[0]", "built=True"),
-        ({"cells": [DILATED]}, TypeError, "cells[0]", "got <DilatedRNN"),
-        *(
-            ({"cells": [LSTM(N, **option)]}, ValueError, "cells[0]", *option)
-            for option in OF_DILATED_RNN
-        ),
+        ("dilations", lambda value: two_cells(dilations=value)),
+        ("dilations", mean_recurrent_length),
+        ("hidden_structs", lambda value: dilated_rnn("RNN", value)),
     ],
 )
-def test_bad_arguments(options, error, name, value):
-    if "cells" in options:
-        options = {"dilations": None, **options}
-    message = f"^`{re.escape(name)}` must .*{re.escape(value)}"
-    with pytest.raises(error, match=message):
-        two_cells(**options)
+def test_bad_lists_of_integers(name, call):
+    for value, error, place in (
+        ([], ValueError, ""),
+        (2, ValueError, ""),
+        ("ab", ValueError, ""),
+        ([1, 0], ValueError, "[1]"),
+        ([-2, 1], ValueError, "[0]"),
+        ([1, 2.0], TypeError, "[1]"),
+        ([True, 2], TypeError, "[0]"),
+        (["1", 2], TypeError, "[0]"),
+    ):
+        with pytest.raises(error) as caught:
+            call(value)
+        got = value[int(place[1])] if place else value
+        assert str(caught.value).startswith(f"`{name}{place}` must ")
+        assert str(caught.value).endswith(f"got {got!r}")
 
 
-@pytest.mark.parametrize(
-    "arguments, error, message",
-    [
-        (("rnn", [N], [1]), ValueError, "`cell_type` .* RNN, LSTM, .*'rnn'"),
-        (("RNN", [0], [1]), ValueError, r"`hidden_structs\[0\]` must .*0"),
-        (("RNN", [1.5], [1]), TypeError, r"`hidden_structs\[0\]` must .*1.5"),
-        (("RNN", 5, [1]), ValueError, "`hidden_structs` must .*got 5"),
-        (("RNN", [N, N], [1]), ValueError, "`dilations` must .*got 1 for 2"),
-    ],
-)
-def test_bad_arguments_of_a_network(arguments, error, message):
-    with pytest.raises(error, match=message):
-        dilated_rnn(*arguments)
+def test_other_bad_arguments():
+    for name in FLAGS:
+        with pytest.raises(TypeError, match=f"^`{name}` must .*1"):
+            two_cells(**{name: 1})
+    with pytest.raises(ValueError, match="^`dilations` must .*got 1 for 2"):
+        two_cells(dilations=[1])
+    kinds = "RNN, LSTM, GRU, IndRNN"
+    with pytest.raises(ValueError, match=f"^`cell_type` .*{kinds}, got 'rnn'"):
+        dilated_rnn("rnn", [N])
 
 
 @pytest.mark.parametrize(
     "shape, state, message",
     [
-        ((B, 5), None, "ndim=3"),
+        ((B, 5), None, None),  # Keras says it.
+        ((B, 5, F + 1), None, None),
         ((B, 0, F), None, r"`sequences` must .*\(3, 0, 2\)"),
-        ((B, 5, F + 1), None, "incompatible"),
         ((B, 5, F), [(B, 2, N)], r"`initial_state` must .*\(3, 2, 4\)\]"),
         ((B, 5, F), [(B, N)] * 2, r"`initial_state` must .*\(3, 4\)"),
         ((B, 5, F), [(B, 3, N), (B, 2, N)], r"`initial_state` .*\(3, 3, 4\), "),
@@ -789,6 +728,13 @@ def test_bad_tensors(shape, state, message):
         layer(np.ones(shape, "float32"), initial_state=state)
 
 
+@pytest.mark.parametrize("shape", [(B, 1), (1, 5), (5, B), (B, 5, 2), (B,)])
+def test_bad_mask(shape):
+    message = rf"`mask` must have shape \(batch, time\), here \({B}, 5\), got "
+    with pytest.raises(ValueError, match=message):
+        two_cells()(np.ones((B, 5, F)), mask=np.ones(shape, bool))
+
+
 def test_bad_shapes_to_build():
     with pytest.raises(ValueError, match="`sequences` must .*None, None, None"):
         two_cells().build((None, None, None))
@@ -796,58 +742,34 @@ def test_bad_shapes_to_build():
         two_cells(stateful=True)(keras.Input((5, F)))
 
 
-@pytest.mark.parametrize("shape", [(B, 1), (1, 5), (5, B), (B, 5, 2), (B,)])
-def test_mask_of_a_wrong_shape_is_named(shape):
-    message = rf"`mask` must have shape \(batch, time\), here \({B}, 5\), got "
-    with pytest.raises(ValueError, match=message):
-        two_cells()(np.ones((B, 5, F)), mask=np.ones(shape, bool))
-
-
 def test_forms_of_a_mask():
     layer = two_cells(return_sequences=True)
     x, mask = data(B, 5, F), masked("holes", B, 5)
     expected = layer(x, mask=tf.constant(mask))
-    for same in (
-        mask,
-        mask[:, :, None],
-        mask.astype("float32") * 0.5,
-        mask.tolist(),
-        [tf.constant(mask)],
-    ):
+    forms = [mask, mask[:, :, None], mask * 0.5, mask.tolist()]
+    for same in (*forms, [tf.constant(mask)]):
         np.testing.assert_array_equal(layer(x, mask=same), expected)
     np.testing.assert_array_equal(layer(x, mask=[None]), layer(x))
 
 
-@pytest.mark.parametrize("cell", [SimpleRNNCell, LSTM, IndRNN, TwoStates])
-def test_integers_are_cast(cell):
-    layer = DilatedRNN([cell(N), cell(N)])
+def test_integers_are_cast():
+    kinds = SimpleRNNCell, LSTM, IndRNN, TwoStates
+    layer = DilatedRNN([kind(N) for kind in kinds])
     x = (np.arange(B * 5 * F) % 3).reshape(B, 5, F)
     np.testing.assert_array_equal(layer(x), layer(x.astype("float32")))
 
 
-def test_a_copied_layer_keeps_its_seed():
-    for unroll in (False, True):
-        given = SimpleRNN(N, dropout=0.3, seed=7, unroll=unroll)
-        (layer,) = DilatedRNN([given]).layers
-        assert layer.cell is not given.cell
-        assert (layer.cell.seed, layer.cell.dropout) == (7, 0.3)
-
-
-def breadth_first(dilations):
-    """Mean length of the paths from input 0, over (layer, time)."""
-    last, layers = max(dilations), len(dilations)
-    length, front = {(0, 0): 0}, [(0, 0)]
+def shortest_paths(dilations):
+    """{n: connections from the input to the output n steps later}."""
+    top, longest = len(dilations) - 1, max(dilations)
+    front, length, found = {(0, 0)}, 0, {}
     while front:
-        node, *front = front
-        layer, time = node
-        steps = [(layer, time + dilations[layer])]
-        steps += [(layer + 1, time)] * (layer < layers - 1)
-        for step in steps:
-            if step not in length and step[1] <= last:
-                length[step] = length[node] + 1
-                front.append(step)
-    top = [length.get((layers - 1, t), np.inf) for t in range(1, last + 1)]
-    return sum(top) / last
+        found = {n: length for layer, n in front if layer == top} | found
+        forward = {(layer, n + dilations[layer]) for layer, n in front}
+        upward = {(layer + 1, n) for layer, n in front if layer < top}
+        front = {node for node in forward | upward if node[1] <= longest}
+        length += 1
+    return found
 
 
 @pytest.mark.parametrize(
@@ -855,20 +777,13 @@ def breadth_first(dilations):
     [[2**i for i in range(9)], [1], [1, 3, 9], [1, 2, 5, 7], [3, 1, 4], [2, 4]],
 )
 def test_mean_recurrent_length(dilations):
-    length, expected = (
-        mean_recurrent_length(dilations),
-        breadth_first(dilations),
-    )
-    assert length == pytest.approx(expected)
+    found, longest = shortest_paths(dilations), max(dilations)
+    mean = sum(found.get(n, np.inf) for n in range(1, longest + 1)) / longest
+    length = mean_recurrent_length(dilations)
+    assert length == pytest.approx(mean)
     assert np.isinf(length) == (dilations == [2, 4])
     if len(dilations) == 9:  # as in the paper
         assert length == 12.00390625
-
-
-@pytest.mark.parametrize("value", [3, [0], [1.5]])
-def test_bad_dilations_of_mean_recurrent_length(value):
-    with pytest.raises((ValueError, TypeError), match="^`dilations.* must "):
-        mean_recurrent_length(value)
 
 
 def second_gradient(layer, x, v):
