@@ -203,9 +203,12 @@ def test_equals_the_loop(case):
     time, mask, initial_state = (
         case.pop(name) for name in ("time", "mask", "initial_state")
     )
-    layer = stack(**case)
+    layer, mask = stack(**case), masked(mask, B, time)
     state = state_of(layer) if initial_state else None
-    values = data(B, time, F), state, masked(mask, B, time)
+    x = data(B, time, F)
+    if mask is not None:
+        x[~mask] = np.nan  # which nobody reads
+    values = x, state, mask
     assert_same(computed(layer, *values), computed_by_hand(layer, *values))
 
 
@@ -228,7 +231,7 @@ def by_itself(monkeypatch):
 OF_DILATIONS = KINDS | {
     "sequential": functools.partial(IndRNN, N, implementation="sequential"),
     "parallel": functools.partial(IndRNN, N, implementation="parallel"),
-    "IndyLSTM": functools.partial(indy.IndyLSTM, N),
+    "IndyLSTM": lambda **options: indy.IndyLSTM(N, **options),
 }
 MIXED = ["IndRNN", "tanh", "IndRNN"]
 
@@ -457,9 +460,7 @@ def test_bidirectional(return_sequences, mask):
     actual = layer(x, mask=mask)
     one, two = layer.forward_layer, layer.backward_layer
     assert two.go_backwards and not one.go_backwards
-    two.go_backwards = False
-    flipped = None if mask is None else mask[:, ::-1]
-    one, two = one(x, mask=mask), two(x[:, ::-1], mask=flipped)
+    one, two = one(x, mask=mask), two(x, mask=mask)
     two = two[:, ::-1] if return_sequences else two
     np.testing.assert_array_equal(actual, np.concatenate([one, two], -1))
 
@@ -473,20 +474,6 @@ def test_after_masking():
         y = layer(keras.layers.Masking()(x), **options)
         np.testing.assert_array_equal(y, layer(x, mask=mask, **options))
         assert np.abs(y - layer(x, **options)).max() > 0.01
-
-
-@pytest.mark.parametrize(
-    "kind, return_sequences", [("GRUCell", True), ("TwoStates", False)]
-)
-def test_masked_nan_does_not_leak(kind, return_sequences):
-    mask = masked("holes", B, 10)
-    x = data(B, 10, F)
-    dirty = np.where(mask[:, :, None], x, np.nan)
-    options = {"return_sequences": return_sequences, "return_state": True}
-    layer = stack(kind, (1, 2, 4), **options)
-    assert_same(
-        computed(layer, dirty, mask=mask), computed(layer, x, mask=mask), 0
-    )
 
 
 OPTIONS = {
@@ -535,17 +522,16 @@ def test_saved_and_cloned_models_predict_the_same(tmp_path):
     clone = keras.models.clone_model(model)
     assert np.abs(clone(x) - expected).max() > 0.01
     clone.load_weights(tmp_path / "model.weights.h5")
-    types = [type(cell) for cell in layer.cells]
     for each in (loaded, clone):
         np.testing.assert_array_equal(each(x), expected)
         (loss,) = each.losses
         target = activity_loss(0.25, expected)
         np.testing.assert_allclose(loss, target, rtol=1e-5)
-        assert [type(cell) for cell in each.layers[0].cells] == types
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("mask", [None, "holes"])
-def test_layers_equal_their_cells(mask):
+def test_layers_equal_their_cells(mask, training):
     """In training too: the copies keep the layers' seeds."""
     options = {"dropout": 0.3, "seed": 7, "dtype": "float64"}
     layers = [kind(N, **options) for kind in (IndRNN, SimpleRNN, LSTM, GRU)]
@@ -556,9 +542,8 @@ def test_layers_equal_their_cells(mask):
         filled(DilatedRNN(each, [2, 3, 1, 4, 2], **ALL, dtype="float64"))
         for each in (layers, [kind(N, **options) for kind in kinds])
     )
-    for training in (False, True):
-        values = {"x": data(B, 7, F), "mask": mask, "training": training}
-        assert_same(computed(one, **values), computed(two, **values))
+    values = {"x": data(B, 7, F), "mask": mask, "training": training}
+    assert_same(computed(one, **values), computed(two, **values))
     # The caller's layers stay as they were.
     assert given == layers
     for each in given:
@@ -682,9 +667,7 @@ def test_bad_lists_of_integers(name, call):
     for value, error, place in (
         ([], ValueError, ""),
         (2, ValueError, ""),
-        ("ab", ValueError, ""),
         ([1, 0], ValueError, "[1]"),
-        ([-2, 1], ValueError, "[0]"),
         ([1, 2.0], TypeError, "[1]"),
         ([True, 2], TypeError, "[0]"),
         (["1", 2], TypeError, "[0]"),
@@ -705,6 +688,10 @@ def test_other_bad_arguments():
     kinds = "RNN, LSTM, GRU, IndRNN"
     with pytest.raises(ValueError, match=f"^`cell_type` .*{kinds}, got 'rnn'"):
         dilated_rnn("rnn", [N])
+    with pytest.raises(ValueError, match="`sequences` must .*None, None, None"):
+        two_cells().build((None, None, None))
+    with pytest.raises(ValueError, match="`sequences` .*`stateful=True`.*None"):
+        two_cells(stateful=True)(keras.Input((5, F)))
 
 
 @pytest.mark.parametrize(
@@ -733,13 +720,6 @@ def test_bad_mask(shape):
     message = rf"`mask` must have shape \(batch, time\), here \({B}, 5\), got "
     with pytest.raises(ValueError, match=message):
         two_cells()(np.ones((B, 5, F)), mask=np.ones(shape, bool))
-
-
-def test_bad_shapes_to_build():
-    with pytest.raises(ValueError, match="`sequences` must .*None, None, None"):
-        two_cells().build((None, None, None))
-    with pytest.raises(ValueError, match="`sequences` .*`stateful=True`.*None"):
-        two_cells(stateful=True)(keras.Input((5, F)))
 
 
 def test_forms_of_a_mask():
@@ -804,12 +784,10 @@ def test_second_gradients():
         second_gradient(stack("tanh", (2, 1)), x, v)
     cells = [SimpleRNN(N, unroll=True, dtype="float64") for _ in range(2)]
     layer = filled(DilatedRNN(cells, [2, 1], dtype="float64"))
-    up, down = (
-        computed(layer, x + sign * 1e-5 * v)["gradients"][0] for sign in (1, -1)
-    )
+    expected = second_gradient(lambda x: by_hand(layer, x)[0], x, v)
     actual = second_gradient(layer, x, v)
     assert np.abs(actual).max() > 1e-3
-    np.testing.assert_allclose(actual, (up - down) / 2e-5, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:.shuffle=True. was passed:UserWarning")
