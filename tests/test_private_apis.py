@@ -8,7 +8,6 @@ import ast
 import inspect
 import pathlib
 import re
-import sys
 
 import jax
 import keras
@@ -16,6 +15,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import ind_rnn_recurrence
+from ind_rnn_cell import IndRNNCell
 from ind_rnn_recurrence import EXPORTERS
 from reset_rnn import MaskAndReset
 
@@ -110,27 +111,20 @@ def test_inner_loop(return_sequences):
     signature = inspect.signature(keras.layers.RNN.inner_loop)
     names = "self sequences initial_state mask training".split()
     assert [*signature.parameters] == names
-    seen = []
+    pair = object(), object()
 
     class Layer(keras.layers.RNN):
         def inner_loop(self, sequences, initial_state, mask, training=False):
-            seen.append((mask, training))
-            last, outputs, states = super().inner_loop(
-                sequences, initial_state, None, training=training
-            )
             assert isinstance(initial_state, list)
-            return last + 1, outputs + 2, [state + 3 for state in states]
+            assert mask is pair and training
+            return X[:, 0], X[:, 1:], [X[:, 1]]
 
-    cell = keras.layers.SimpleRNNCell(2)
-    layer = Layer(cell, return_state=True, return_sequences=return_sequences)
+    options = {"return_state": True, "return_sequences": return_sequences}
+    layer = Layer(keras.layers.SimpleRNNCell(3), **options)
     layer.build(X.shape)
-    expected = keras.layers.RNN(cell, return_sequences=True)(X)
-    pair = object(), object()
     y, state = layer.call(X, mask=pair, training=True)
-    assert seen == [(pair, True)] and seen[0][0] is pair
-    shifted = expected + 2 if return_sequences else expected[:, -1] + 1
-    np.testing.assert_allclose(y, shifted, rtol=1e-6)
-    np.testing.assert_allclose(state, expected[:, -1] + 3, rtol=1e-6)
+    np.testing.assert_array_equal(y, X[:, 1:] if return_sequences else X[:, 0])
+    np.testing.assert_array_equal(state, X[:, 1])
 
 
 @relies_on("RNN.inner_loop: of a layer without weights")
@@ -148,8 +142,7 @@ def test_inner_loop_of_any_object():
     layer = keras.layers.RNN(Cell(), return_sequences=True)
     last, outputs, (state,) = layer.inner_loop(X, [np.zeros((2, 3))], None)
     np.testing.assert_allclose(outputs, np.cumsum(X, axis=1), rtol=1e-5)
-    np.testing.assert_allclose(last, outputs[:, -1])
-    np.testing.assert_allclose(state, outputs[:, -1])
+    np.testing.assert_allclose([last, state], [outputs[:, -1]] * 2)
 
 
 @relies_on("Bidirectional.call: hands its mask on")
@@ -169,21 +162,20 @@ def test_mask_of_bidirectional():
     assert {"forward_layer", "backward_layer"} <= {*dir(layer)}
 
 
-CELLS = [
-    keras.layers.SimpleRNNCell,
-    keras.layers.LSTMCell,
-    keras.layers.GRUCell,
-]
+CELLS = keras.layers.SimpleRNNCell, keras.layers.LSTMCell, keras.layers.GRUCell
 every_cell = pytest.mark.parametrize("cell_type", CELLS)
+
+
+def random(cell_type):
+    return cell_type(3, dropout=0.5, recurrent_dropout=0.5, use_bias=False)
 
 
 @relies_on("get_dropout_mask, get_recurrent_dropout_mask")
 @every_cell
 def test_dropout_masks(cell_type):
     """They return the same mask until a layer's call has ended."""
-    cell = cell_type(3, dropout=0.5, recurrent_dropout=0.5, seed=1)
+    cell, x = random(cell_type), np.ones((50, 3), "float32")
     cell.dropout_mask_count = None
-    x = np.ones((50, 3), "float32")
     for get in (cell.get_dropout_mask, cell.get_recurrent_dropout_mask):
         mask = np.asarray(get(x))
         assert mask.shape == x.shape and {*mask.flat} == {0.0, 2.0}
@@ -196,65 +188,54 @@ def test_dropout_masks(cell_type):
 @every_cell
 def test_dropout_masks_that_are_set(cell_type):
     """A mask in the attribute is the one that is used, and is then removed."""
-    cell = cell_type(3, dropout=0.5, recurrent_dropout=0.5, use_bias=False)
-    layer = keras.layers.RNN(cell)
-    layer.build(X.shape)
+    cell, plain = random(cell_type), cell_type(3, use_bias=False)
+    layer, expected = keras.layers.RNN(cell), keras.layers.RNN(plain)
+    layer.build(X.shape), expected.build(X.shape)
+    kernel, recurrent = cell.get_weights()
     count = getattr(cell, "dropout_mask_count", None)
-    ones, zeros = np.ones((2, 3), "float32"), np.zeros((2, 3), "float32")
-    for inputs, state in ((ones, ones), (zeros, ones), (ones, zeros)):
-        cell._dropout_mask = [inputs] * count if count else inputs
-        cell._recurrent_dropout_mask = [state] * count if count else state
-        plain = cell_type(3, use_bias=False)
-        plain.build((2, 3))
-        kernel, recurrent = cell.get_weights()
-        plain.set_weights([kernel, recurrent * state.max()])
-        expected = keras.layers.RNN(plain)(X * inputs.max())
+    mask = np.ones((2, 3), "float32")
+    for i, h in ((1, 1), (0, 1), (1, 0)):
+        cell._dropout_mask = [i * mask] * count if count else i * mask
+        cell._recurrent_dropout_mask = [h * mask] * count if count else h * mask
+        plain.set_weights([kernel, recurrent * h])
         y = layer(X, training=True)
-        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
-        assert cell._dropout_mask is None
-        assert cell._recurrent_dropout_mask is None
+        np.testing.assert_allclose(y, expected(X * i), rtol=1e-5, atol=1e-6)
+        assert cell._dropout_mask is cell._recurrent_dropout_mask is None
 
 
 @relies_on("dropout_mask_count")
 @pytest.mark.parametrize("cell_type", CELLS[1:])
 def test_masks_for_each_gate(cell_type):
-    cell = cell_type(3, dropout=0.5, recurrent_dropout=0.5)
+    """Those of `test_dropout_masks` are one for all gates."""
+    cell = random(cell_type)
     assert cell.implementation == 1
     assert cell.dropout_mask_count == len(cell.get_dropout_mask(X[:, 0])) > 2
-    cell = cell_type(3, dropout=0.5)
-    cell.dropout_mask_count = None
-    assert cell.get_dropout_mask(X[:, 0]).shape == (2, 3)
 
 
 # ---- Keras: layers, optimizers, saving ----
 
 
 @relies_on("_keras_mask")
-@pytest.mark.parametrize("mode", ["eager", "function", "symbolic"])
-def test_keras_mask(mode):
+def test_keras_mask():
     layer = keras.layers.Embedding(5, 2, mask_zero=True)
-    tokens = np.array([[1, 0, 2]])
-    if mode == "symbolic":
-        assert layer(keras.Input((3,)))._keras_mask.shape == (None, 3)
-        return
+    assert layer(keras.Input((3,)))._keras_mask.shape == (None, 3)
 
     def mask(tokens):
         return layer(tokens)._keras_mask
 
-    mask = tf.function(mask) if mode == "function" else mask
-    np.testing.assert_array_equal(mask(tokens), tokens > 0)
+    tokens = np.array([[1, 0, 2]])
+    for function in (mask, tf.function(mask)):
+        np.testing.assert_array_equal(function(tokens), tokens > 0)
 
 
 @relies_on("object.__setattr__, vars: bypass Layer.__setattr__")
 def test_tracking():
-    def variables():
-        return [keras.Variable(np.zeros(2), trainable=False)]
-
+    variables = [keras.Variable(np.zeros(2), trainable=False)]
     layer = keras.layers.Layer()
-    object.__setattr__(layer, "states", variables())
-    vars(layer)["traced"] = variables()
-    assert not layer.variables and len(layer.states + layer.traced) == 2
-    layer.tracked = variables()
+    object.__setattr__(layer, "states", variables)
+    vars(layer)["traced"] = variables
+    assert not layer.variables and layer.states is layer.traced
+    layer.tracked = variables
     assert len(layer.variables) == 1
 
 
@@ -303,15 +284,14 @@ def test_batch_normalization():
     layer.build((None, 4, 3))
     for name in ("gamma", "beta", "moving_mean", "moving_variance"):
         assert getattr(layer, name).shape == (3,)
-    options = {x: getattr(layer, x) for x in ("scale", "center", "axis")}
-    assert options == {"scale": True, "center": True, "axis": -1}
-    assert not layer.synchronized
+    options = {"scale": True, "center": True, "axis": -1, "synchronized": False}
+    assert {name: getattr(layer, name) for name in options} == options
     # An option that we do not know could be another that we would ignore.
-    known = {"momentum", "epsilon", "synchronized", "renorm"} | {*options}
+    known = {*options, "momentum", "epsilon", "name", "kwargs"}
+    known |= {"renorm", "renorm_clipping", "renorm_momentum"}
     ending = ("_initializer", "_regularizer", "_constraint")
-    others = known | {"renorm_clipping", "renorm_momentum", "name", "kwargs"}
     for name in inspect.signature(keras.layers.BatchNormalization).parameters:
-        assert name in others or name.endswith(ending), name
+        assert name in known or name.endswith(ending), name
 
 
 @relies_on("Layer._flatten_layers: include_self, recursive")
@@ -330,8 +310,7 @@ def test_flatten_layers():
 
 @relies_on("tf.__internal__.get_enclosing_xla_context")
 def test_xla_context():
-    context = tf.__internal__.get_enclosing_xla_context
-    found = []
+    context, found = tf.__internal__.get_enclosing_xla_context, []
 
     def trace(x):
         found.append(context() is not None)
@@ -344,22 +323,21 @@ def test_xla_context():
 
 
 @relies_on("FuncGraph.captures, op_def.is_stateful")
-def test_what_a_function_holds():
-    outer = tf.ones(2)
-
-    def graph(function):
-        signature = tf.TensorSpec((2,))
-        return tf.function(function).get_concrete_function(signature).graph
-
-    def stateful(graph):
-        return [x.op_def.is_stateful for x in graph.get_operations()]
-
-    pure, captures = graph(tf.nn.relu), graph(lambda x: x + outer)
-    random = graph(lambda x: x + tf.random.normal((2,)))
-    python = graph(lambda x: tf.py_function(np.abs, [x], tf.float32))
-    assert not pure.captures and not any(stateful(pure))
-    assert len(captures.captures) == 1
-    assert any(stateful(random)) and any(stateful(python))
+@pytest.mark.parametrize(
+    "function, captures, is_stateful",
+    [
+        (tf.nn.relu, 0, False),
+        (lambda x, outer=tf.ones(2): x + outer, 1, False),
+        (lambda x: x + tf.random.normal((2,)), 0, True),
+        (lambda x: tf.py_function(np.abs, [x], tf.float32), 0, True),
+    ],
+)
+def test_what_a_function_holds(function, captures, is_stateful):
+    traced = tf.function(lambda x: function(x))
+    graph = traced.get_concrete_function(tf.TensorSpec((2,))).graph
+    assert len(graph.captures) == captures
+    found = [x.op_def.is_stateful for x in graph.get_operations()]
+    assert any(found) == is_stateful
 
 
 @relies_on("tf.raw_ops.FusedBatchNormV3")
@@ -367,52 +345,35 @@ def test_fused_batch_norm():
     """Its variance is that of a sample; empty statistics mean training."""
     x = np.sin(1 + np.arange(5 * 4 * 3)).reshape(5, 4, 1, 3).astype("float32")
     gamma, beta = np.float32([1, 2, 3]), np.float32([4, 5, 6])
+    none = tf.zeros((0,))
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=x,
-        scale=gamma,
-        offset=beta,
-        mean=tf.zeros((0,)),
-        variance=tf.zeros((0,)),
-        epsilon=1e-5,
+        x=x, scale=gamma, offset=beta, mean=none, variance=none, epsilon=1e-5
     )
     rows = x.reshape(-1, 3)
     expected = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5)
-    expected = gamma * expected + beta
-    np.testing.assert_allclose(
-        np.reshape(y, (-1, 3)), expected, rtol=1e-4, atol=1e-5
-    )
+    expected = (gamma * expected + beta).reshape(x.shape)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(variance, rows.var(0, ddof=1), rtol=1e-4)
 
 
 @relies_on("tf.raw_ops.TanhGrad, ReluGrad, SigmoidGrad")
-@pytest.mark.parametrize("name", ["tanh", "relu", "sigmoid"])
-def test_gradients_from_outputs(name):
+@pytest.mark.parametrize(
+    "name, gradient",
+    [
+        ("tanh", lambda y, g: tf.raw_ops.TanhGrad(y=y, dy=g)),
+        ("relu", lambda y, g: tf.raw_ops.ReluGrad(gradients=g, features=y)),
+        ("sigmoid", lambda y, g: tf.raw_ops.SigmoidGrad(y=y, dy=g)),
+    ],
+)
+def test_gradients_from_outputs(name, gradient):
     """They take the output of the activation, not its input."""
     x = tf.constant([-1.5, -0.5, 0.5, 1.5])
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = getattr(tf.nn, name)(x)
-    grad = {
-        "tanh": lambda y, g: tf.raw_ops.TanhGrad(y=y, dy=g),
-        "relu": lambda y, g: tf.raw_ops.ReluGrad(gradients=g, features=y),
-        "sigmoid": lambda y, g: tf.raw_ops.SigmoidGrad(y=y, dy=g),
-    }[name]
     expected = tape.gradient(y, x)
-    np.testing.assert_allclose(grad(y, tf.ones(4)), expected, rtol=1e-5)
-
-
-# How each exporter is called. A model is traced, and then forgotten.
-def model_export(model, folder):
-    model.export(folder, verbose=False)
-
-
-def saved_model(model, folder):
-    tf.saved_model.save(model, folder)
-
-
-def litert(model, folder):
-    tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    np.testing.assert_allclose(gradient(y, tf.ones(4)), expected, rtol=1e-5)
 
 
 def tf2onnx(model, folder):
@@ -422,38 +383,40 @@ def tf2onnx(model, folder):
     tf2onnx.convert.from_function(tf.function(model), signature)
 
 
+# How each exporter is called. A model is traced, and then forgotten.
 EXPORTS = {
-    "keras.src.export.": model_export,
-    "tensorflow.python.saved_model.": saved_model,
-    "tensorflow.lite.": litert,
+    "keras.src.export.": lambda model, folder: model.export(
+        folder, verbose=False
+    ),
+    "tensorflow.python.saved_model.": tf.saved_model.save,
+    "tensorflow.lite.": lambda model, folder: (
+        tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    ),
     "tf2onnx.": tf2onnx,
 }
 
 
 @relies_on("sys._getframe: the names of exporters' modules")
 @pytest.mark.parametrize("prefix", EXPORTS)
-def test_frames_of_exporters(prefix, tmp_path):
+def test_frames_of_exporters(prefix, tmp_path, monkeypatch):
     """While they trace, a function of theirs is among the callers."""
     assert {*EXPORTS} == {*EXPORTERS}
-    seen = []
+    monkeypatch.setattr(ind_rnn_recurrence, "EXPORTERS", (prefix,))
+    found, cell = [], IndRNNCell(2)
 
     class Layer(keras.layers.Layer):
         def call(self, x):
-            frame, names = sys._getframe(), set()
-            while frame is not None:
-                names.add(frame.f_globals.get("__name__", ""))
-                frame = frame.f_back
             if not tf.executing_eagerly():
-                seen.append(any(name.startswith(prefix) for name in names))
+                found.append(ind_rnn_recurrence.fused_step(cell) is None)
             return x
 
     model = keras.Sequential([keras.Input((4, 3), batch_size=1), Layer()])
     model.compile()
     model.predict(X[:1], verbose=0)
-    count = len(seen)
-    assert count and not any(seen)
+    count = len(found)
+    assert count and not any(found)
     EXPORTS[prefix](model, str(tmp_path / "model"))
-    assert len(seen) > count and all(seen[count:])
+    assert len(found) > count and all(found[count:])
 
 
 # ---- JAX ----
