@@ -252,6 +252,12 @@ MIXED = ["IndRNN", "tanh", "IndRNN"]
         (["tanh", "tanh"], [1, 4], [], 7, "jit", None, {}),
         (["tanh", "tanh"], [1, 4], [], 7, "unknown", "holes", {}),
         (["GRUCell"], [4], [], 7, "jit", "holes", ALL | STATES),
+        # Only the last outputs, of dilations that nest and others
+        (["tanh"] * 4, [4, 8, 16, 32], [], 32, "eager", None, {}),
+        (["LSTMCell"] * 4, [1, 2, 4, 8], [], 12, "eager", None, {}),
+        (["IndRNN"] * 2, [3, 3], [], 12, "eager", None, {}),
+        (["tanh"] * 3, [2, 4, 8], [], 17, "eager", None, {}),
+        (["tanh"] * 3, [1, 3, 2], [], 12, "eager", None, {}),
         (["TwoStates"] * 2, [1, 4], [], 7, "unknown", None, ALL | STATES),
     ],
 )
@@ -290,22 +296,6 @@ def test_ind_rnn_that_cannot_run_dilations_by_itself(
     np.testing.assert_allclose(y, masked, atol=1e-6)
     layers[0](x)
     assert bool(by_itself) == training
-
-
-@pytest.mark.parametrize(
-    "dilations, time, kind",
-    each_value(
-        [(1, 2, 4, 8), (2, 4, 8), (3, 3), (4, 8, 16, 32), (1, 3, 2)],
-        [12, 17, 32],
-        ["tanh", "LSTMCell", "IndRNN"],
-    ),
-)
-def test_only_last_outputs(dilations, time, kind):
-    x = data(B, time, F)
-    layer = stack(kind, dilations)
-    general = stack(kind, dilations, return_state=True)
-    expected = computed(general, x, call=lambda *a, **k: general(*a, **k)[0])
-    assert_same(computed(layer, x), expected)
 
 
 def test_work_of_only_last_outputs(monkeypatch):
@@ -552,29 +542,23 @@ def test_layers_equal_their_cells(mask, training):
 
 
 @pytest.mark.parametrize(
-    "kind, policy, atol",
-    [
-        ("RNN", "mixed_float16", 1e-2),
-        ("GRU", "mixed_bfloat16", 1e-1),
-        ("RNN", "float64", 1e-5),
-    ],
+    "policy, atol",
+    [("mixed_float16", 1e-2), ("mixed_bfloat16", 1e-1), ("float64", 1e-5)],
 )
-def test_dtype_policies(kind, policy, atol):
+def test_dtype_policies(policy, atol):
     x, mask = data(B, 9, F), masked("holes", B, 9)
-    options = {"return_state": True}
-    layers = [
-        filled(dilated_rnn(kind, [N, N], [2, 4], dtype=dtype, **options))
-        for dtype in (policy, "float32")
-    ]
-    actual, expected = (layer(x, mask=mask) for layer in layers)
-    name = policy.removeprefix("mixed_")
-    for a, e in zip(actual, expected, strict=True):
-        assert a.dtype == name and e.dtype == "float32"
-        np.testing.assert_allclose(
-            tf.cast(a, "float64"), tf.cast(e, "float64"), rtol=0, atol=atol
-        )
-    dtypes = {w.dtype for w in layers[0].trainable_weights}
-    assert dtypes == {"float64" if name == policy else "float32"}
+    found = []
+    for dtype in (policy, "float32"):
+        options = {"dtype": dtype}
+        cells = [SimpleRNN(N, **options), GRUCell(N, **options)]
+        layer = filled(DilatedRNN(cells, [2, 4], **STATES, **options))
+        found.append(layer(x, mask=mask))
+        weights = "float64" if dtype == "float64" else "float32"
+        outputs = dtype.removeprefix("mixed_")
+        assert {w.dtype for w in layer.trainable_weights} == {weights}
+        assert {y.dtype.name for y in found[-1]} == {outputs}
+    for a, e in zip(*found, strict=True):
+        np.testing.assert_allclose(tf.cast(a, "float32"), e, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(
