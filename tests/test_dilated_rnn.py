@@ -216,15 +216,14 @@ def test_equals_the_loop(case):
 def by_itself(monkeypatch):
     """A list of the dilations that IndRNN layers have run by themselves."""
     call_dilated, found = getattr(IndRNN, "call_dilated", None), []
-    if call_dilated is None:
-        pytest.skip("ind_rnn.py is not there")
 
     def recorded(layer, x, dilation, **options):
         y = call_dilated(layer, x, dilation, **options)
         found.extend([] if y is None else [dilation])
         return y
 
-    monkeypatch.setattr(IndRNN, "call_dilated", recorded)
+    if call_dilated is not None:  # ind_rnn.py is there.
+        monkeypatch.setattr(IndRNN, "call_dilated", recorded)
     return found
 
 
