@@ -257,6 +257,7 @@ MIXED = ["IndRNN", "tanh", "IndRNN"]
         (["IndRNN"] * 2, [3, 3], [], 12, "eager", None, {}),
         (["tanh"] * 3, [2, 4, 8], [], 17, "eager", None, {}),
         (["tanh"] * 3, [1, 3, 2], [], 12, "eager", None, {}),
+        (["tanh"] * 3, [1, 2, 3], [], 12, "eager", None, {}),
         (["TwoStates"] * 2, [1, 4], [], 7, "unknown", None, ALL | STATES),
     ],
 )
