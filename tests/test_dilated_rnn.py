@@ -239,7 +239,7 @@ MIXED = ["IndRNN", "tanh", "IndRNN"]
     "kinds, dilations, ran, time, mode, mask, options",
     [
         (["sequential"], [4], [4], 12, "eager", None, ALL),
-        (["parallel"], [3], [3], 31, "eager", None, ALL),
+        (["parallel"], [3], [3], 16, "eager", None, ALL),
         (["IndRNN"], [4], [4], 7, "unknown", None, ALL),
         (["IndRNN"], [4], [], 7, "unknown", "holes", ALL),
         (["IndRNN", "IndyLSTM"], [3, 2], [3], 7, "eager", None, ALL),
@@ -252,12 +252,12 @@ MIXED = ["IndRNN", "tanh", "IndRNN"]
         (["tanh", "tanh"], [1, 4], [], 7, "unknown", "holes", {}),
         (["GRUCell"], [4], [], 7, "jit", "holes", ALL | STATES),
         # Only the last outputs, of dilations that nest and others
-        (["tanh"] * 4, [4, 8, 16, 32], [], 32, "eager", None, {}),
-        (["LSTMCell"] * 4, [1, 2, 4, 8], [], 12, "eager", None, {}),
+        (["tanh"] * 3, [2, 4, 16], [], 16, "eager", None, {}),
+        (["LSTMCell"] * 3, [1, 2, 4], [], 6, "eager", None, {}),
         (["IndRNN"] * 2, [3, 3], [], 12, "eager", None, {}),
-        (["tanh"] * 3, [2, 4, 8], [], 17, "eager", None, {}),
-        (["tanh"] * 3, [1, 3, 2], [], 12, "eager", None, {}),
-        (["tanh"] * 3, [1, 2, 3], [], 12, "eager", None, {}),
+        (["tanh"] * 3, [2, 4, 8], [], 9, "eager", None, {}),
+        (["tanh"] * 3, [1, 3, 2], [], 6, "eager", None, {}),
+        (["tanh"] * 3, [1, 2, 3], [], 6, "eager", None, {}),
         (["TwoStates"] * 2, [1, 4], [], 7, "unknown", None, ALL | STATES),
     ],
 )
