@@ -83,8 +83,8 @@ def stacked_ind_rnn(
             4, ... steps that are far apart are few connections apart.
             Default: None, which is 1 for all.
         normalization: "batch"; "layer", over the features of each step; "rms",
-            the same without subtracting the mean (both as in Keras); or None.
-            Default: "batch".
+            the same without subtracting the mean (both as in Keras, "rms"
+            from Keras 3.9 on); or None. Default: "batch".
         normalize_first: Whether the normalization comes before each
             recurrence rather than after it. Default: False.
         max_steps: Keeps separate statistics of batch normalization for each of
@@ -376,6 +376,15 @@ class _Network:
                 '`normalization` must be "batch", "layer", "rms" or None, got '
                 f"{self.normalization!r}"
             )
+        if self.normalization == "rms" and not hasattr(
+            keras.layers, "RMSNormalization"
+        ):
+            # `LayerNormalization(rms_scaling=True)` of Keras 3.8 divides by the
+            # standard deviation.
+            raise ValueError(
+                '`normalization="rms"` needs Keras 3.9 or newer, got Keras '
+                f"{keras.__version__}"
+            )
         if self.normalization is None and self.normalize_first:
             raise ValueError(
                 "`normalize_first` must be False without normalization, got "
@@ -464,7 +473,7 @@ class _Network:
         if self.normalization == "layer":
             return keras.layers.LayerNormalization(epsilon=1e-5)(x)
         if self.normalization == "rms":
-            return _rms_normalization(epsilon=1e-5)(x)
+            return keras.layers.RMSNormalization(epsilon=1e-5)(x)
         options = {"momentum": 0.9, "epsilon": 1e-5}
         if self.max_steps is None:
             return BatchNormalization(**options)(x)
@@ -481,12 +490,6 @@ class _Network:
             num_outputs = _integer("num_outputs", num_outputs, minimum=1)
             x = self._dense(x, num_outputs, self.kernel_initializer)
         return keras.Model(self.inputs, x, name=self.name)
-
-
-def _rms_normalization(**options):
-    if hasattr(keras.layers, "RMSNormalization"):  # Keras 3.9 and newer
-        return keras.layers.RMSNormalization(**options)
-    return keras.layers.LayerNormalization(rms_scaling=True, **options)
 
 
 def _dilations(dilations, count, meaning):

@@ -462,7 +462,7 @@ class _Rows(NamedTuple):
     mask: object  # (B, T), or None
     lengths: object  # (B,)
     sequence: object  # (B, T), the sequence of each step, or None
-    sequence_read: object  # (T, B), that of each step that is read, or None
+    sequence_read: object  # (B, T), that of each step that is read, or None
     last_start: object  # (B,), where the last sequence starts, or None
 
     @classmethod
@@ -481,7 +481,7 @@ class _Rows(NamedTuple):
         start = ops.sum(ops.cast(before, "int32"), axis=1)
         # Sequence 0 goes on from the states before the first step.
         start = ops.where(sequence[:, -1] > 0, start, -(2**30))
-        return cls(mask, lengths, sequence, ops.transpose(read), start)
+        return cls(mask, lengths, sequence, read, start)
 
     @property
     def are_plain(self):
@@ -495,18 +495,17 @@ class _Rows(NamedTuple):
 
     def begins_since(self, dilation):
         """(T, B), whether a sequence has begun since step t - d."""
-        length, batch = ops.shape(self.sequence_read)
+        read = ops.transpose(self.sequence_read)
+        length, batch = ops.shape(read)
         phases = _minimum(length, dilation)
         earlier = ops.zeros((phases, batch), "int32")
-        earlier = ops.concatenate([earlier, self.sequence_read], axis=0)
-        return self.sequence_read > earlier[:length]
+        earlier = ops.concatenate([earlier, read], axis=0)
+        return read > earlier[:length]
 
     def last(self, y, count):
         """The last outputs, (B, count * N), of y (B, T, N)."""
-        index = self.lengths[:, None] - count + _range(count)
-        if self.last_start is not None:
-            index = ops.where(index >= self.last_start[:, None], index, -1)
-        y = _pick(y, index)
+        steps, kept = self._last_steps(count)
+        y = _pick(y, ops.where(kept, steps, -1))
         return ops.reshape(y, (-1, count * y.shape[-1]))
 
     def at_all_steps(self, y):
@@ -516,7 +515,7 @@ class _Rows(NamedTuple):
         """
         index = ops.cumsum(ops.cast(self.mask, "int32"), axis=1) - 1
         if self.sequence is not None:
-            read = _pick(ops.transpose(self.sequence_read)[:, :, None], index)
+            read = _pick(self.sequence_read[:, :, None], index)
             index = ops.where(read[:, :, 0] == self.sequence, index, -1)
         return _pick(y, index)
 
@@ -524,10 +523,17 @@ class _Rows(NamedTuple):
         """A state (B, d, N), with zeros for steps of earlier sequences."""
         if self.last_start is None:
             return state
-        dilation = state.shape[1]
-        steps = self.lengths[:, None] - dilation + _range(dilation)
-        kept = (steps >= self.last_start[:, None])[:, :, None]
-        return ops.where(kept, state, ops.zeros_like(state))
+        _, kept = self._last_steps(state.shape[1])
+        return ops.where(kept[:, :, None], state, ops.zeros_like(state))
+
+    def _last_steps(self, count):
+        """The last steps of each row, (B, count), and which of them belong to
+        its last sequence.
+        """
+        steps = self.lengths[:, None] - count + _range(count)
+        if self.last_start is None:
+            return steps, ops.ones_like(steps, dtype="bool")
+        return steps, steps >= self.last_start[:, None]
 
 
 def dilated_rnn(cell_type, hidden_structs, dilations=None, **kwargs):

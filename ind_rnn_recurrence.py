@@ -328,10 +328,8 @@ def _differentiable_on_tf(passes, step, a, weights, states, steps):
             # not assigned yet.
             all_states = (result if h is None else h, *others)
             saved = (a, *all_states) if passes.saves_gates else all_states
-            return _first_gradients(
-                functools.partial(passes.backward, step, steps=steps),
-                *(g, saved, weights, states),
-            )
+            backward = functools.partial(passes.backward, step, steps=steps)
+            return _first_gradients(backward, g, saved, weights, states)
 
         return (result, *ends), gradient
 
@@ -527,10 +525,10 @@ def _sum_and_cast(gradients, given):
     """
     da, sums, g_states = gradients
 
-    def like(x, w):
+    def sum_rows(x, w):
         return ops.sum(x, axis=0) if len(w.shape) == 1 else x
 
-    sums = keras.tree.map_structure(like, sums, given[1])
+    sums = keras.tree.map_structure(sum_rows, sums, given[1])
     return keras.tree.map_structure(
         lambda x, like: ops.cast(x, like.dtype), (da, sums, g_states), given
     )

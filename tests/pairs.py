@@ -42,6 +42,8 @@ def fails_on(requirement, reason, raises=AssertionError, strict=True):
     )
 
 
+# Keras 3.8 has no RMSNormalization.
+RMS = "rms" if hasattr(keras.layers, "RMSNormalization") else "layer"
 AXES = {
     "dtype": ["float64", "float32"],
     "activation": ["relu", "tanh", "sigmoid", "linear", softsign],

@@ -22,6 +22,7 @@ from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
 from pairs import (
+    RMS,
     assert_close,
     assert_same,
     computed,
@@ -34,8 +35,8 @@ from pairs import (
 B, T, F, N = 4, 6, 3, 4
 STEPS = TimeStepBatchNormalization
 # New in Keras 3.9
-RMS = getattr(keras.layers, "RMSNormalization", LayerNormalization)
-BN = (keras.layers.BatchNormalization, LayerNormalization, RMS, STEPS)
+RMS_LAYER = getattr(keras.layers, "RMSNormalization", LayerNormalization)
+BN = (keras.layers.BatchNormalization, LayerNormalization, RMS_LAYER, STEPS)
 SMALL = {
     stacked_ind_rnn: {"units": N, "num_layers": 3},
     residual_ind_rnn: {"units": N, "num_blocks": 2},
@@ -171,7 +172,7 @@ NORMALIZED = [
     ("batch", True, None),
     ("batch", True, 4),
     ("layer", False, None),
-    ("rms", True, None),
+    (RMS, True, None),
     (None, False, None),
 ]
 
@@ -643,6 +644,12 @@ def test_signatures_show_their_arguments(network):
     }
     with pytest.raises(TypeError, match=f"{network.__name__}.*'unit'"):
         network((5, 2), unit=4)
+
+
+def test_rms_needs_a_keras_that_has_it(monkeypatch):
+    monkeypatch.delattr(keras.layers, "RMSNormalization", raising=False)
+    with pytest.raises(ValueError, match='`normalization="rms"` .*Keras 3.9'):
+        small(stacked_ind_rnn, normalization="rms")
 
 
 def test_projections_start_for_the_steps_of_what_they_feed():

@@ -22,7 +22,7 @@ from dilated_rnn import DilatedRNN, dilated_rnn
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
 from ind_rnn_recurrence import with_xla
-from pairs import assert_close, data, fails_on, fill, reloaded, softsign
+from pairs import RMS, assert_close, data, fails_on, fill, reloaded, softsign
 
 B, T, F = 2, 9, 3
 
@@ -68,7 +68,7 @@ MODELS = {
         stacked_ind_rnn, units=4, num_layers=2, dilations=[1, 2]
     ),
     "residual": lambda: deep(
-        residual_ind_rnn, units=4, num_blocks=1, normalization="rms"
+        residual_ind_rnn, units=4, num_blocks=1, normalization=RMS
     ),
     "dense": lambda: deep(
         dense_ind_rnn, growth_rate=2, block_sizes=(1,), dropout=0.2

@@ -12,6 +12,7 @@ from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from indy import IndyGRU, IndyLSTM
+from pairs import RMS
 from runs import main, result
 from test_examples import write_mnist
 
@@ -65,9 +66,7 @@ MODELS = {
     "stacked": lambda: filled(stacked_ind_rnn((T, F), 4, 2, 2)),
     "residual": lambda: filled(residual_ind_rnn((T, F), 4, 2, 2)),
     "dense": lambda: filled(dense_ind_rnn((T, F), 2, (2, 1), 2)),
-    "rms": lambda: filled(
-        stacked_ind_rnn((T, F), 4, 2, 2, normalization="rms")
-    ),
+    "rms": lambda: filled(stacked_ind_rnn((T, F), 4, 2, 2, normalization=RMS)),
     "mean": lambda: sequential(
         IndRNN(4, return_sequences=True),
         keras.layers.GlobalAveragePooling1D(),
