@@ -81,6 +81,8 @@ class DilatedRNN(keras.layers.Layer):
             several. There each layer forgets its last d states. Needs
             `ResetRNN` of `reset_rnn.py`, which runs the cells then. Default:
             None.
+        sequences_mask: Where there are several tensors, Keras passes the mask
+            of a layer before here. It counts if `mask` is None.
 
     Returns:
         With `return_sequences`, (B, T, N). Otherwise the last d outputs in the
@@ -203,15 +205,14 @@ class DilatedRNN(keras.layers.Layer):
         mask=None,
         training=False,
         reset=None,
+        sequences_mask=None,
     ):
         if sequences.shape[1] == 0:
             raise ValueError(
                 "`sequences` must have at least one time step, got shape "
                 f"{tuple(sequences.shape)}"
             )
-        if mask is None:
-            # Keras looks there only where sequences are the only tensors.
-            mask = getattr(sequences, "_keras_mask", None)
+        mask = sequences_mask if mask is None else mask
         mask = _check_per_step("mask", mask, sequences)
         reset = _check_per_step("reset", reset, sequences)
         x = ops.cast(sequences, self.compute_dtype)  # integers too

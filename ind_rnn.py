@@ -11,12 +11,7 @@ from keras import ops
 
 from ind_rnn_cell import IndRNNCell, _check_bools, _check_state
 from ind_rnn_recurrence import ACTIVATION_GRADIENTS, fused_step, recurrence
-from reset_rnn import (
-    ResetRNN,
-    _mask_of,
-    _zeros_where,
-    split_mask_and_reset,
-)
+from reset_rnn import ResetRNN
 
 
 def _cell_property(name):
@@ -100,6 +95,7 @@ class ElementwiseRNN(ResetRNN):
         mask=None,
         training=False,
         reset=None,
+        sequences_mask=None,
     ):
         name = "`initial_state`"
         if initial_state is None and self.stateful:
@@ -117,22 +113,22 @@ class ElementwiseRNN(ResetRNN):
             # Integers, as in LSTM
             ops.cast(sequences, self.compute_dtype),
             initial_state=initial_state,
-            mask=_mask_of(sequences, mask),
+            mask=mask,
             training=training,
             reset=reset,
+            sequences_mask=sequences_mask,
         )
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
-        cell = self.cell
-        if sequences.shape[1] == 1:
-            return self._one_step(sequences, initial_state, mask, training)
-        step = None if self.unroll else fused_step(cell)
+        cell, step = self.cell, None
+        if not self.unroll and sequences.shape[1] != 1:
+            step = fused_step(cell)
         if step is None:
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
             )
-        mask, reset = split_mask_and_reset(mask)
+        mask, reset = mask
         if self.go_backwards:
             sequences, mask, reset = (
                 None if x is None else ops.flip(x, axis=1)
@@ -160,18 +156,6 @@ class ElementwiseRNN(ResetRNN):
                 mask = ops.cumsum(ops.cast(mask, "int32"), axis=1) > 0
             outputs = ops.where(mask[:, :, None], h, ops.zeros_like(h))
         return outputs[:, -1], outputs, states
-
-    def _one_step(self, sequences, states, mask, training):
-        """`inner_loop` without a loop."""
-        mask, reset = split_mask_and_reset(mask)
-        if reset is not None:
-            states = _zeros_where(reset, states)
-        before = states
-        output, states = self.cell(sequences[:, 0], states, training=training)
-        if mask is not None:
-            states = [ops.where(mask, *x) for x in zip(states, before)]
-            output = ops.where(mask, output, ops.zeros_like(output))
-        return output, output[:, None], [*states]
 
     def get_config(self):
         config = super().get_config()

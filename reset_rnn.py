@@ -35,6 +35,8 @@ class ResetRNN(keras.layers.RNN):
         reset: (B, T), true at the first step of each sequence, in the order of
             time. With `go_backwards`, each sequence is read from its end. The
             first step of a sequence may be masked. Default: None.
+        sequences_mask: Where there are several tensors, Keras passes the mask
+            of a layer before here. It counts if `mask` is None.
 
     Returns:
         As `keras.layers.RNN`. Masked steps at the beginning of a sequence
@@ -57,6 +59,7 @@ class ResetRNN(keras.layers.RNN):
         mask=None,
         training=False,
         reset=None,
+        sequences_mask=None,
     ):
         if sequences.shape[1] == 0:
             raise ValueError(
@@ -65,7 +68,7 @@ class ResetRNN(keras.layers.RNN):
             )
         if isinstance(mask, MaskAndReset):  # from Bidirectional
             mask, reset = mask
-        mask = _mask_of(sequences, mask)
+        mask = sequences_mask if mask is None else mask
         if mask is not None:
             mask = _check_per_step("mask", mask, sequences)
         if reset is not None:
@@ -73,32 +76,34 @@ class ResetRNN(keras.layers.RNN):
             if self.go_backwards:  # The last step of a sequence is read first.
                 none = ops.zeros_like(reset[:, :1])
                 reset = ops.concatenate([reset[:, 1:], none], axis=1)
-            mask = MaskAndReset(mask, reset)
         return super().call(
-            sequences, initial_state=initial_state, mask=mask, training=training
+            sequences,
+            initial_state=initial_state,
+            mask=MaskAndReset(mask, reset),
+            training=training,
         )
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
-        mask, reset = split_mask_and_reset(mask)
-        if reset is None:
-            return super().inner_loop(
-                sequences, initial_state, mask, training=training
-            )
-        # 1: a step from zero states; 2: zero states, and no step.
-        flag = ops.cast(reset, "int32")
-        if mask is not None:
-            flag = ops.where(mask, flag, 2 * flag)
-            mask = ops.logical_or(mask, reset)
+        (mask, reset), cell = mask, self.cell
+        if reset is not None:
+            cell = _ResetCell(cell, training)
+            # 1: a step from zero states; 2: zero states, and no step.
+            flag = ops.cast(reset, "int32")
+            if mask is not None:
+                flag = ops.where(mask, flag, 2 * flag)
+                mask = ops.logical_or(mask, reset)
+            flag = ops.cast(flag, sequences.dtype)[:, :, None]
+            sequences = ops.concatenate([sequences, flag], axis=-1)
         loop = keras.layers.RNN(
-            _ResetCell(self.cell, training),
+            cell,
             return_sequences=self.return_sequences,
             go_backwards=self.go_backwards,
-            unroll=self.unroll,
+            unroll=self.unroll or sequences.shape[1] == 1,  # needs no loop
             zero_output_for_mask=self.zero_output_for_mask,
+            name="loop",
         )
-        flag = ops.cast(flag, sequences.dtype)[:, :, None]
         return loop.inner_loop(
-            ops.concatenate([sequences, flag], axis=-1), initial_state, mask
+            sequences, initial_state, mask, training=training
         )
 
 
@@ -110,11 +115,6 @@ class MaskAndReset(NamedTuple):
 
     mask: object
     reset: object
-
-
-def split_mask_and_reset(mask):
-    """The mask and the resets, or None, from what stands in place of a mask."""
-    return mask if isinstance(mask, MaskAndReset) else (mask, None)
 
 
 class _ResetCell:
@@ -163,7 +163,9 @@ class Bidirectional(keras.layers.Bidirectional):
         mask=None,
         training=None,
         reset=None,
+        sequences_mask=None,
     ):
+        mask = sequences_mask if mask is None else mask
         if reset is not None:
             for layer in (self.forward_layer, self.backward_layer):
                 if not isinstance(layer, ResetRNN):
@@ -171,18 +173,10 @@ class Bidirectional(keras.layers.Bidirectional):
                         "`reset` must be None, or `layer` one that takes it, "
                         f"got {layer!r}"
                     )
-            mask = MaskAndReset(_mask_of(sequences, mask), reset)
+            mask = MaskAndReset(mask, reset)
         return super().call(
             sequences, initial_state=initial_state, mask=mask, training=training
         )
-
-
-def _mask_of(sequences, mask):
-    """The mask, or else that of a layer before, such as Embedding.
-
-    Keras looks for it only if the sequences are the only tensors of a call.
-    """
-    return getattr(sequences, "_keras_mask", None) if mask is None else mask
 
 
 def _check_per_step(name, values, sequences):

@@ -45,6 +45,14 @@ LAYERS = {
     "residual_ind_rnn": lambda: residual_ind_rnn((T, F), N, 1),
     "dense_ind_rnn": lambda: dense_ind_rnn((T, F), 2, (1, 1)),
 }
+MASKED = (
+    "IndRNN",
+    "IndyLSTM",
+    "IndyGRU",
+    "ResetRNN",
+    "Bidirectional",
+    "DilatedRNN",
+)
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -153,3 +161,26 @@ def test_weights_and_outputs(name, way):
         if "moving" not in path and "trained" not in path:
             np.testing.assert_allclose(value, target, atol=1e-6, err_msg=path)
     np.testing.assert_allclose(y, outputs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_mask_of_a_layer_before_beside_resets(name):
+    """Padded steps do not count: eagerly, compiled, and in a loaded model."""
+    tokens = np.array([[1, 2, 3, 0, 0], [4, 3, 2, 1, 3]])
+    reset = np.zeros(tokens.shape, "bool")
+    reset[:, 1] = True
+    inputs = keras.Input((None,), dtype="int32"), keras.Input((None,))
+    embedding = keras.layers.Embedding(5, F, mask_zero=True)
+    y = made(name)(embedding(inputs[0]), reset=inputs[1])
+    model = keras.Model(inputs, y)
+    short = to_numpy(model([tokens[:1, :3], reset[:1, :3]]))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.keras")
+        loaded = keras.models.load_model(f"{folder}/model.keras")
+    given = [tokens, reset]
+    for y in (
+        model(given),
+        model.predict(given, verbose=0),
+        loaded.predict(given, verbose=0),
+    ):
+        np.testing.assert_allclose(to_numpy(y)[:1], short, rtol=1e-5, atol=1e-6)

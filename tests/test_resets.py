@@ -281,15 +281,6 @@ def test_model_with_resets_is_saved(kind, tmp_path):
     assert_close(served.serve(given), expected, 1e-5)
 
 
-def test_mask_of_an_embedding_is_kept():
-    ids = np.array([[3, 1, 0, 0, 2, 4, 0]] * B)
-    embedded = keras.layers.Embedding(5, F, mask_zero=True)(ids)
-    layer = IndRNN(N, return_sequences=True)
-    np.testing.assert_array_equal(
-        layer(embedded, reset=CASE), layer(embedded, reset=CASE, mask=ids > 0)
-    )
-
-
 def test_forms_of_flags():
     layer = IndRNN(N)
     for each in (layer, IndyLSTM(N), DilatedRNN([IndRNN(N)])):
