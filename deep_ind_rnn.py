@@ -56,8 +56,9 @@ def stacked_ind_rnn(
         num_layers times:
             x = dropout(recur(dense(x, units)))
 
-    `recur` is an IndRNN without a kernel of its own, and a normalization.
-    Source: arXiv 1803.04831, section 4 and figure 2a.
+    `recur` is an IndRNN without a kernel of its own, and a normalization. It
+    adds the bias of the dense layer, which costs nothing in its loop. Source:
+    arXiv 1803.04831, section 4 and figure 2a.
 
     Arguments:
         input_shape: (T, F). T may be None.
@@ -406,7 +407,7 @@ class _Network:
         return TimeConstants(longest=self.steps(dilation), seed=self.seed)
 
     def dense(self, x, units, dilation=1):
-        """A dense layer that feeds a recurrence."""
+        """A dense layer that feeds a recurrence, which adds the bias."""
         initializer = self.kernel_initializer
         if self.has_time_constants:
             initializer = UnitGain(
@@ -415,12 +416,13 @@ class _Network:
                 self.steps(dilation),
                 exponent=1.0,  # The remaining gain compounds over layers.
             )
-        return self._dense(x, units, initializer)
+        return self._dense(x, units, initializer, use_bias=False)
 
-    def _dense(self, x, units, initializer):
+    def _dense(self, x, units, initializer, use_bias):
         decay = self.weight_decay
         return keras.layers.Dense(
             units,
+            use_bias=use_bias,
             kernel_initializer=_clone(initializer),
             kernel_regularizer=keras.regularizers.L2(decay / 2)
             if decay
@@ -437,7 +439,6 @@ class _Network:
             x.shape[-1],
             activation=self.activation,
             use_kernel=False,
-            use_bias=False,
             recurrent_initializer=self.recurrent_start(max_abs, last, dilation),
             recurrent_regularizer=self.recurrent_regularizer,
             recurrent_max_abs=max_abs,
@@ -488,7 +489,9 @@ class _Network:
             x = x[:, -1]
         if num_outputs is not None:
             num_outputs = _integer("num_outputs", num_outputs, minimum=1)
-            x = self._dense(x, num_outputs, self.kernel_initializer)
+            x = self._dense(
+                x, num_outputs, self.kernel_initializer, use_bias=True
+            )
         return keras.Model(self.inputs, x, name=self.name)
 
 

@@ -110,7 +110,8 @@ class Wiring:
     def dense(self, x, units):
         layer = next(self.layers[Dense])
         assert layer.units == units
-        return x @ layer.kernel.numpy() + layer.bias.numpy()
+        y = x @ layer.kernel.numpy()
+        return y + layer.bias.numpy() if layer.use_bias else y
 
     def normalize(self, x):
         if self.normalization is None:
@@ -140,7 +141,8 @@ class Wiring:
         out = np.zeros_like(x)
         for t in range(x.shape[1]):
             before = out[:, t - d] if t >= d else 0
-            out[:, t] = np.maximum(x[:, t] + u * before, 0)
+            z = x[:, t] + u * before + cell.bias.numpy()
+            out[:, t] = np.maximum(z, 0)
         return out if self.first else self.normalize(out)
 
     def stacked_ind_rnn(self, x, units, num_layers):
