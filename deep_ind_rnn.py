@@ -304,7 +304,7 @@ def dense_ind_rnn(
 
 @dataclasses.dataclass
 class _Network:
-    """The options that all networks share, and the parts they are wired of."""
+    """The options of all networks, and the parts they are built from."""
 
     input_shape: tuple
     activation: object
@@ -325,7 +325,7 @@ class _Network:
 
     @classmethod
     def of(cls, arguments, default_name):
-        """From the arguments of a function, of which it may have others."""
+        """From the arguments of a function, which may have others, too."""
         names = [field.name for field in dataclasses.fields(cls)]
         options = {name: arguments[name] for name in names}
         if options["name"] is None:
@@ -434,7 +434,7 @@ class _Network:
             x = self.normalize(x)
         max_abs = self.recurrent_max_abs
         if max_abs is not None:
-            max_abs **= dilation  # Over T / d steps, as much growth.
+            max_abs **= dilation  # The same growth, over T / d steps.
         layer = IndRNN(
             x.shape[-1],
             activation=self.activation,
@@ -443,7 +443,8 @@ class _Network:
             recurrent_regularizer=self.recurrent_regularizer,
             recurrent_max_abs=max_abs,
             return_sequences=True,
-            stateful=self.stateful and dilation == 1,  # else DilatedRNN's
+            # A DilatedRNN keeps the states of its layers.
+            stateful=self.stateful and dilation == 1,
         )
         if dilation > 1:
             layer = DilatedRNN(

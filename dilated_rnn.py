@@ -143,7 +143,7 @@ class DilatedRNN(keras.layers.Layer):
             _as_layer(f"cells[{index}]", cell)
             for index, cell in enumerate(cells)
         ]
-        # TensorFlow's checkpoints hold attributes, and no lists of Keras'.
+        # TensorFlow's checkpoints track attributes, but not Keras' lists.
         for index, layer in enumerate(self.layers):
             setattr(self, f"layers_{index}", layer)
         self.states = None
@@ -270,7 +270,7 @@ class DilatedRNN(keras.layers.Layer):
             elif (
                 rows.are_plain
                 and hasattr(layer, "call_dilated")
-                # Keras casts weights to this type alone, outside `__call__`.
+                # Outside its `__call__`, Keras casts the weights to our type.
                 and layer.compute_dtype == self.compute_dtype
             ):
                 y = layer.call_dilated(x, dilation, training=training)
@@ -366,7 +366,7 @@ class DilatedRNN(keras.layers.Layer):
             "reset" in options
             and "reset" not in inspect.signature(layer.call).parameters
         ):
-            from reset_rnn import ResetRNN  # which nothing else needs
+            from reset_rnn import ResetRNN  # only needed here
 
             layer = ResetRNN(
                 layer.cell,
@@ -411,7 +411,7 @@ class DilatedRNN(keras.layers.Layer):
                 variable.assign(value)
 
     def reset_states(self):
-        """`reset_state`, in the words of Keras 2."""
+        """The name of `reset_state` in Keras 2."""
         self.reset_state()
 
     def compute_output_shape(self, sequences_shape, initial_state_shape=None):
@@ -567,7 +567,7 @@ def dilated_rnn(cell_type, hidden_structs, dilations=None, **kwargs):
             f"`cell_type` must be one of {', '.join(kinds)}, got {cell_type!r}"
         )
     if cell_type == "IndRNN":
-        from ind_rnn import IndRNN as layer_type  # which nothing else needs
+        from ind_rnn import IndRNN as layer_type  # only needed here
     else:
         name = "SimpleRNN" if cell_type == "RNN" else cell_type
         layer_type = getattr(keras.layers, name)
@@ -804,7 +804,7 @@ def _as_layer(name, cell):
 
 
 def _copy(layer):
-    """Another one, as yet without weights."""
+    """A copy without weights."""
     config = layer.get_config()
     if type(layer) is keras.layers.SimpleRNN:
         config["seed"] = layer.cell.seed  # which Keras forgets

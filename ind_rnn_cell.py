@@ -234,7 +234,7 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
     def project(self, inputs):
         """W x of shape (..., N), for one step or for any number of them.
 
-        And the weights that each step takes: the tuples ((u,), (bias,)), (N,).
+        Also the weights that each step takes: ((u,), (bias,)), (N,) each.
         """
         u = self.bound.straight_through(self.recurrent_kernel)
         bias = self.bias if self.use_bias else ops.zeros_like(u)
@@ -340,8 +340,7 @@ class RecurrentBound(keras.constraints.Constraint):
     def __call__(self, w):
         w = ops.convert_to_tensor(w)
         if self.recurrent_max_abs is not None:
-            # Not `ops.clip`, of which old XLA (TensorFlow 2.20) makes NaN a
-            # number.
+            # Not `ops.clip`: XLA of TensorFlow 2.20 would hide a NaN.
             bound = self.recurrent_max_abs
             w = ops.where(ops.abs(w) > bound, bound * ops.sign(w), w)
         if self.recurrent_min_abs > 0:
@@ -471,8 +470,7 @@ class UnitGain(keras.initializers.Initializer):
             variance 2 / sqrt(F * N). That is "he_uniform", for ReLU, with the
             geometric mean of F and N in place of F.
         recurrent_initializer: That of the recurrent weights u. It must draw
-            the same values each time. Default: None, for which an IndRNN
-            passes its own.
+            the same values each time. Default: None; an IndRNN passes its own.
         time_steps: The gain is at most this. Default: None, which is the
             length of the sequences if an IndRNN knows it, or 1000.
         exponent: A number >= 0. 1.0 removes the gain of a constant input, 0.5

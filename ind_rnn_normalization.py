@@ -71,7 +71,7 @@ def _fused_batch_norm(x, gamma, beta, epsilon):
         and variance over all axes but the last, (N,), float32, without a
         gradient.
     """
-    # The raw one, for `tf.compat.v1.nn.fused_batch_norm` raises epsilon.
+    # The raw operation: `tf.compat.v1.nn.fused_batch_norm` raises epsilon.
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x,
         scale=ops.cast(gamma, "float32"),
@@ -80,7 +80,7 @@ def _fused_batch_norm(x, gamma, beta, epsilon):
         variance=tf.zeros((0,)),
         epsilon=epsilon,
     )
-    # The kernel's is that of a sample: divided by count - 1.
+    # The kernel divides by count - 1, Keras by count.
     count = tf.size(x, tf.int64) / tf.size(gamma, tf.int64)
     count = tf.cast(count, "float32")
     variance *= (count - 1) / count

@@ -47,7 +47,7 @@ class GRUStep(NamedTuple):
     recurrent_activation: Callable
 
     def __call__(self, gates, states, weights):
-        """With a fourth b, within g, that of h."""
+        """The fourth b is added to u * h within g."""
         (h,) = states
         a_z, a_r, a_g = gates
         (u_z, u_r, u_g), (b_z, b_r, b_g, inner) = weights
@@ -58,10 +58,10 @@ class GRUStep(NamedTuple):
 
 
 class _IndyCell:
-    """What the two cells share. It stands before a cell of Keras."""
+    """What the two cells share: a mixin, before Keras' cell in the bases."""
 
     gates = None
-    forget_gate = None  # which of them
+    forget_gate = None  # its index among the gates
     step_type = None
 
     def __init__(self, arguments):
@@ -132,7 +132,7 @@ class _IndyCell:
     def project(self, inputs):
         """W x of shape (..., G, N), for one step or for any number of them.
 
-        And the weights that each step takes: the factors of h and the biases
+        Also the weights that each step takes: the factors of h and the biases
         of all gates, a tuple of (N,) each.
         """
         a = ops.matmul(inputs, self.kernel)
