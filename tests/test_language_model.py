@@ -122,10 +122,8 @@ def test_load_text(level, expected, tmp_path):
     [
         ({"valid": None}, ["ptb.valid.txt", "No such file"]),
         ({"train": b"caf\xe9\n"}, ["ptb.train.txt", "utf-8"]),
-        ({"test": ""}, ["ptb.test.txt", "expected words, got none"]),
         ({"train": "\n  \n"}, ["ptb.train.txt", "expected words, got none"]),
         ({"valid": "a zebra xyz\n"}, ["ptb.valid.txt", "'xyz', 'zebra'"]),
-        ({"test": "unicorn\n"}, ["ptb.test.txt", "'unicorn'"]),
         # Too little for the rows of a batch
         ({"valid": "the cat saw\n"}, ["batch"]),
         ({"train": " ".join(WORDS), "valid": "a cat saw"}, ["batch"]),
@@ -157,8 +155,8 @@ def test_real_text(level, count, lengths):
 
 @pytest.mark.parametrize(
     "length, time_steps",
-    [(3000, 50), (500, 7), (400, 20), (30, 1)]
-    + [(length, 50) for length in (2, 3, 20, 49, 61, 75)],
+    [(3000, 50), (500, 7), (30, 1)]
+    + [(length, 50) for length in (2, 3, 49, 61, 75)],
 )
 def test_segments_cover_the_rows(length, time_steps):
     unit = max(1, time_steps // 10)
@@ -178,7 +176,7 @@ def test_segments_cover_the_rows(length, time_steps):
     assert starts[0] == 0 and len(starts) >= 4
     if time_steps > 1 and length > 100:
         passes = [steps[a:b] for a, b in itertools.pairwise(starts[:4])]
-        assert passes[0] != passes[1] and passes[1] != passes[2]
+        assert passes[0] != passes[1] != passes[2]
 
 
 def test_mean_length_of_segments():
@@ -211,33 +209,18 @@ def test_segments_depend_on_entropy_and_step_alone(monkeypatch):
     assert found[::2] == found[1::2] == expected
 
 
-ROWS = 2
-
-
-@pytest.fixture(scope="module", params=["residual", "stacked", "dense", "lstm"])
-def judge(request):
-    args = parsed("--model", request.param)
-    return randomise(example.twin(args, V, ROWS))
-
-
-def test_evaluate_counts_every_symbol_and_carries_states(judge):
-    text = text_of(ROWS * 60 + 1)
-    rows = text[:-1].reshape(ROWS, 60)
+@pytest.mark.parametrize("model", ["residual", "stacked", "dense", "lstm"])
+def test_evaluate_counts_every_symbol_and_carries_states(model):
+    judge = randomise(example.twin(parsed("--model", model), V, 2))
+    text = text_of(2 * 60 + 1)
+    rows = text[:-1].reshape(2, 60)
     x, y = rows[:, :-1], rows[:, 1:]
     example.reset_states(judge)
-    expected = nats(judge(x), y).mean()
-    for chunk in (7, 100):  # 59 steps: the last chunk of 7 is one of 3
+    expected, after_a_past = (nats(judge(x), y).mean() for _ in range(2))
+    assert abs(after_a_past - expected) > 1e-4
+    for chunk in (7, 7, 100):  # 59 steps: the last chunk of 7 is one of 3
         found = example.evaluate(judge, text, chunk)
         assert found == pytest.approx(expected, abs=1e-5)
-        # It starts without a past.
-        assert any(state.any() for state in states(judge))
-        assert example.evaluate(judge, text, chunk) == found
-    forgetful = []
-    for start in range(0, 59, 7):
-        part = slice(start, start + 7)
-        example.reset_states(judge)
-        forgetful.append(nats(judge(x[:, part]), y[:, part]))
-    assert abs(np.concatenate(forgetful, axis=1).mean() - expected) > 1e-3
 
 
 def test_symbol_dropout_drops_a_symbol_everywhere():
@@ -256,35 +239,21 @@ def test_symbol_dropout_drops_a_symbol_everywhere():
     assert (of_symbol[~kept] == 0).all() and 0.6 < kept.mean() < 0.9
     again = np.array(layer([x, indices], training=True)) / x
     assert (again != factor).any()
-    layer = example.SymbolDropout(0.5, V)
-    x, indices = np.ones((2, 4, 3), "float32"), text_of(8).reshape(2, 4)
     np.testing.assert_array_equal(layer([x, indices]), x)
-    config = keras.saving.serialize_keras_object(
-        example.SymbolDropout(0.3, 40, seed=5)
-    )
-    copy = keras.saving.deserialize_keras_object(config)
-    assert (copy.rate, copy.symbols, copy.seed) == (0.3, 40, 5)
 
 
 def test_weights_are_tied():
     model = randomise(example.network(parsed("--model", "stacked"), V, 1))
     (matrix,) = [w for w in model.weights if set(w.shape) == {V, 5}]
-    symbol = 4
-
-    def logits(x):
-        example.reset_states(model)
-        return np.array(model(np.array([x], "int32")))[0]
-
-    without, with_it = [1, 2, 3], [1, symbol, 3]
-    before = logits(without), logits(with_it)
-    value = np.array(matrix)
-    value[symbol] += 1
-    matrix.assign(value)
-    others = np.arange(V) != symbol
-    changed = logits(without) != before[0]
-    assert changed[:, symbol].all() and not changed[:, others].any()
-    changed = logits(with_it) != before[1]
-    assert not changed[0, others].any() and changed[1:, others].all()
+    *_, dense, dropout = model.layers
+    features = keras.Model(model.input, [dense.output, dropout.output])
+    x = text_of(6)[None]
+    np.testing.assert_array_equal(model.layers[1](x), matrix.numpy()[x])
+    found, dropped = features(x)
+    np.testing.assert_array_equal(found, dropped)
+    example.reset_states(model)
+    expected = found @ matrix.numpy().T
+    np.testing.assert_allclose(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["residual", "stacked", "dense", "lstm"])
@@ -303,26 +272,6 @@ def test_dropout_is_where_it_was_asked_for(model):
     inner["dense"] = [0.1, 0.4, 0.5]
     found = sorted(rates(example.network(args, V, 2)))
     assert found == sorted([0.1, *inner[model], 0.3])
-
-
-@pytest.mark.parametrize(
-    "losses, patience, count",
-    [
-        ([], 1, 0),
-        ([3, 2, 1], 1, 0),
-        ([3, 3], 1, 1),
-        ([3, 4, 5], 1, 2),
-        ([3, 4, 5], 2, 1),
-        ([3, 4, 2, 3], 2, 0),
-        ([3, 4, 2, 3, 3], 2, 1),
-        ([3, 4, 5, 4, 5], 2, 2),  # better than before is not a new best
-        ([3, 4, 5, 2, 3, 4, 5], 2, 2),
-        ([1, 2, 2, 2, 2, 2, 2, 2, 2], 4, 2),
-        ([1, math.nan, math.nan], 2, 1),
-    ],
-)
-def test_plateaus(losses, patience, count):
-    assert example.plateaus(losses, patience) == count
 
 
 def schedule(args, history=()):
@@ -346,30 +295,47 @@ def rows_of(losses, seconds=0.0):
     return [{"val_loss": loss, "seconds": seconds} for loss in losses]
 
 
-def test_learning_rate_warms_up_and_drops():
-    args = parsed("--epoch-steps", "150", "--patience", "2", "--factor", "0.5")
-    *_, rate = schedule(args)
-    assert [rate(0), rate(99)] == pytest.approx([1 / 200, 0.5])
-    *_, rate = schedule(args, rows_of([3]))
-    assert [rate(0), rate(49), rate(140)] == pytest.approx([151 / 200, 1, 1])
-    for losses, expected in (
-        ([3, 2, 2], 1),
-        ([3, 2, 2, 2], 0.5),
-        ([3, 2, 2, 2, 2, 2, 1], 0.25),
-    ):
-        callback, _, rate = schedule(args, rows_of(losses))
-        assert rate(7) == pytest.approx(expected)
+COSINE = ["--schedule", "cosine", "--epochs", "4"]
+
+
+@pytest.mark.parametrize(
+    "argv, losses, batch, expected",
+    [
+        ([], [], 0, 1 / 200),
+        ([], [], 99, 0.5),
+        ([], [3], 0, 151 / 200),
+        ([], [3], 140, 1),
+        (COSINE, [3, 3], 0, 0.5),
+        (COSINE, [3, 3, 3], 149, 0),
+    ],
+)
+def test_learning_rate_of_a_step(argv, losses, batch, expected):
+    args = parsed("--epoch-steps", "150", *argv)
+    *_, rate = schedule(args, rows_of(losses))
+    assert rate(batch) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "losses, patience, drops",
+    [
+        ([3, 2, 2], 2, 0),
+        ([3, 4, 5], 1, 2),
+        ([3, 4, 2, 3], 2, 0),
+        ([3, 4, 5, 4, 5], 2, 2),  # better than before is not a new best
+        ([3, 4, 5, 2, 3, 4, 5], 2, 2),
+        ([1, math.nan, math.nan], 2, 1),
+    ],
+)
+def test_learning_rate_drops_on_plateaus(losses, patience, drops):
+    args = parsed("--patience", str(patience), "--factor", "0.5")
+    callback, _, rate = schedule(args, rows_of(losses))
+    assert rate(7) == pytest.approx(0.5**drops)
     logs = {}
     callback.on_epoch_end(0, logs)
     assert logs["val_loss"] == 1.5
-    assert logs["learning_rate"] == pytest.approx(args.learning_rate / 4)
-
-
-def test_learning_rate_falls_along_a_cosine():
-    argv = ["--schedule", "cosine", "--epochs", "4", "--epoch-steps", "200"]
-    for losses, batch, expected in (([3, 3], 0, 0.5), ([3, 3, 3], 199, 0.0)):
-        *_, rate = schedule(parsed(*argv), rows_of(losses))
-        assert rate(batch) == pytest.approx(expected, abs=1e-5)
+    assert logs["learning_rate"] == pytest.approx(
+        args.learning_rate * 0.5**drops
+    )
 
 
 def test_the_time_decides_with_minutes(monkeypatch):
@@ -483,7 +449,6 @@ def test_sample_is_deterministic_and_follows_the_temperature():
     symbols = [penn_treebank.END, *"abcdefg", "_"]
     reader = randomise(example.twin(parsed("--model", "stacked"), V, 1))
     text = example.sample(args, reader, symbols, 12)
-    assert len(text) == 12 and set(text) <= {"\n", " ", *"abcdefg"}
     assert example.sample(args, reader, symbols, 12) == text
     args.seed = 2
     assert example.sample(args, reader, symbols, 12) != text
@@ -512,54 +477,29 @@ def test_a_killed_run_resumes_to_the_same_end(ptb, tmp_path, monkeypatch):
     assert [segments(step)[2] for step in range(9)] == [True] + [False] * 8
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The arguments of a run that its time has ended, and its results."""
-    path = tmp_path_factory.mktemp("finished")
-    argv = ["--data", write_ptb(path), *TINY, "--level", "word"]
-    argv += ["--model", "stacked", "--minutes", "0.002"]
-    argv += ["--schedule", "cosine", "--out", path / "out"]
+def test_resuming_a_finished_run_trains_no_further(ptb, tmp_path):
+    """Its time has ended; what comes after the training may differ."""
+    out = tmp_path / "out"
+    argv = [*ptb, *TINY, "--level", "word", "--model", "stacked"]
+    argv += ["--minutes", "0.002", "--schedule", "cosine", "--out", out]
     main(example, argv)
-    return argv, path / "out"
-
-
-@pytest.mark.parametrize("more", [[], ["--sample", 5]])
-def test_resuming_a_finished_run_trains_no_further(finished, more):
-    argv, out = finished
     before, files = result(out), contents(out)
     assert len(history(out)) == before["steps"] == 1
-    main(example, argv, "--resume", *more)
+    main(example, argv, "--resume", "--sample", 5)
     for name in ("history.csv", "checkpoint.keras", "best.keras"):
         assert contents(out)[name] == files[name]
     del before["arguments"]
     assert before.items() <= result(out).items()
 
 
-def reader(*argv):
-    """A network with one row that starts at the bound of its weights."""
-    args = parsed("--model", "stacked", *argv)
-    model = randomise(example.twin(args, V, 1))
-    for layer in example.stateful_layers(model):
-        layer.cell.recurrent_kernel.assign([args.recurrent_max_abs] * 4)
-    return args, model
-
-
-def test_dynamic_evaluation_learns_what_is_repeated():
-    args, model = reader("--dynamic-rate", "0.003")
-    text = np.tile(np.array([1, 5, 2, 2, 7, 3, 8], "int32"), 60)
-    static = example.evaluate(model, text)
-    before = model.get_weights()
-    found = example.dynamic_evaluation(args, model, text, text_of(200))
-    assert found < static - 0.5
-    trained = {id(w) for w in model.trainable_weights}
-    for w, old in zip(model.weights, before, strict=True):
-        assert (np.array(w) != old).any() == (id(w) in trained)
-
-
 def test_dynamic_evaluation_equals_its_formula():
     rate, decay = 1e-3, 0.4  # beyond the clip for some weights
     argv = ["--dynamic-rate", str(rate), "--dynamic-decay", str(decay)]
-    args, model = reader(*argv)
+    args = parsed("--model", "stacked", *argv)
+    model = randomise(example.twin(args, V, 1))
+    bound = args.recurrent_max_abs
+    for layer in example.stateful_layers(model):
+        layer.cell.recurrent_kernel.assign([bound] * 4)
     text, training_text = text_of(55), text_of(70, 1)
     weights = [w.value for w in model.trainable_weights]
     start = [w.numpy() for w in weights]
@@ -577,17 +517,14 @@ def test_dynamic_evaluation_equals_its_formula():
             gradients = tape.gradient(loss, weights)
             yield losses, [np.array(tf.convert_to_tensor(g)) for g in gradients]
 
-    squares = [
-        np.square(gradients)
-        for gradients in zip(
-            *(gradients for _, gradients in segments(training_text)),
-            strict=True,
-        )
+    of_training = [gradients for _, gradients in segments(training_text)]
+    roots = [
+        np.sqrt(np.mean(np.square(gradients), axis=0))
+        for gradients in zip(*of_training, strict=True)
     ]
-    roots = [np.sqrt(square.mean(axis=0)) for square in squares]
     mean = np.mean([r.mean() for r in roots])
     assert any((decay * r / mean > 1).any() for r in roots)
-    losses, beyond, bound = [], 0, args.recurrent_max_abs
+    losses, beyond = [], 0
     for of_segment, gradients in segments(text):
         losses += list(np.array(of_segment)[0])
         for w, g, r, w0 in zip(weights, gradients, roots, start, strict=True):
@@ -599,6 +536,7 @@ def test_dynamic_evaluation_equals_its_formula():
                 value = np.clip(value, -bound, bound)
             w.assign(value)
     expected = [w.numpy() for w in weights]
+    others = [w.numpy() for w in model.non_trainable_weights]
     for w, value in zip(weights, start, strict=True):
         w.assign(value)
     found = example.dynamic_evaluation(args, model, text, training_text)
@@ -606,3 +544,5 @@ def test_dynamic_evaluation_equals_its_formula():
     assert found == pytest.approx(np.mean(losses), abs=1e-5)
     for w, value in zip(weights, expected, strict=True):
         np.testing.assert_allclose(w.numpy(), value, rtol=1e-4, atol=1e-5)
+    for w, value in zip(model.non_trainable_weights, others, strict=True):
+        np.testing.assert_array_equal(w, value)
