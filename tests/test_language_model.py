@@ -127,21 +127,17 @@ def test_broken_text_is_one_line(texts, words, tmp_path, capsys):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    "level, count, lengths",
-    [
-        ("char", 50, [5_017_482, 393_042, 442_423]),
-        ("word", 10_000, [929_589, 73_760, 82_430]),
-    ],
-)
-def test_real_text(level, count, lengths):
+def test_real_text():
     path = pathlib.Path(__file__).parents[2] / "shared/data/ptb"
     if not path.exists():
         pytest.skip(f"needs the Penn Treebank in {path.name}")
-    symbols, texts = penn_treebank.load_text(path, level)
-    assert len(symbols) == count
-    assert [len(texts[x]) for x in ("train", "valid", "test")] == lengths
-    assert len(np.unique(texts["train"])) == count
+    for level, count, lengths in (
+        ("char", 50, [5_017_482, 393_042, 442_423]),
+        ("word", 10_000, [929_589, 73_760, 82_430]),
+    ):
+        symbols, texts = penn_treebank.load_text(path, level)
+        assert len(symbols) == count
+        assert [len(texts[x]) for x in ("train", "valid", "test")] == lengths
 
 
 @pytest.mark.parametrize(
@@ -216,20 +212,17 @@ def test_evaluate_counts_every_symbol_and_carries_states(model):
 
 def test_symbol_dropout_drops_a_symbol_everywhere():
     layer = example.SymbolDropout(0.25, 200, seed=3)
-    indices = np.random.default_rng(0).integers(0, 200, (8, 500))
-    x = np.random.default_rng(1).normal(size=(8, 500, 3)).astype("float32")
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, 200, (8, 500))
+    x = rng.normal(size=(8, 500, 3)).astype("float32")
     factor = np.array(layer([x, indices], training=True)) / x
-    assert factor.shape == x.shape
     of_symbol = np.full(200, np.nan)
     of_symbol[indices] = factor[:, :, 0]
-    np.testing.assert_allclose(
-        factor, np.repeat(of_symbol[indices][:, :, None], 3, -1), rtol=1e-5
-    )
+    expected = np.repeat(of_symbol[indices][:, :, None], 3, axis=-1)
+    np.testing.assert_allclose(factor, expected, rtol=1e-5)
     kept = of_symbol > 0
     np.testing.assert_allclose(of_symbol[kept], 4 / 3, rtol=1e-5)
     assert (of_symbol[~kept] == 0).all() and 0.6 < kept.mean() < 0.9
-    again = np.array(layer([x, indices], training=True)) / x
-    assert (again != factor).any()
     np.testing.assert_array_equal(layer([x, indices]), x)
 
 
@@ -267,7 +260,7 @@ def schedule(args, history=(), segments=lambda step: (0, 1, False)):
     model = types.SimpleNamespace(
         layers=[], optimizer=types.SimpleNamespace(), stop_training=False
     )
-    callback = example.Schedule(args, history, segments, lambda model: 1.5)
+    callback = example.Schedule(args, history, segments, lambda model: 0)
     callback.set_model(model)
 
     def rate(batch):
@@ -287,41 +280,27 @@ COSINE = ["--schedule", "cosine", "--epochs", "4"]
 @pytest.mark.parametrize(
     "argv, losses, batch, expected",
     [
+        # The warm-up
         ([], [], 0, 1 / 200),
         ([], [], 99, 0.5),
         ([], [3], 0, 151 / 200),
         ([], [3], 140, 1),
         (COSINE, [3, 3], 0, 0.5),
         (COSINE, [3, 3, 3], 149, 0),
+        # Plateaus
+        (["--patience", "2"], [3, 2, 2], 7, 1),
+        (["--patience", "1"], [3, 4, 5], 7, 0.04),
+        (["--patience", "2"], [3, 4, 2, 3], 7, 1),
+        # Better than before is not a new best.
+        (["--patience", "2"], [3, 4, 5, 4, 5], 7, 0.04),
+        (["--patience", "2"], [3, 4, 5, 2, 3, 4, 5], 7, 0.04),
+        (["--patience", "2"], [1, math.nan, math.nan], 7, 0.2),
     ],
 )
-def test_learning_rate_of_a_step(argv, losses, batch, expected):
+def test_learning_rate(argv, losses, batch, expected):
     args = parsed("--epoch-steps", "150", *argv)
     *_, rate = schedule(args, rows_of(losses))
     assert rate(batch) == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    "losses, patience, drops",
-    [
-        ([3, 2, 2], 2, 0),
-        ([3, 4, 5], 1, 2),
-        ([3, 4, 2, 3], 2, 0),
-        ([3, 4, 5, 4, 5], 2, 2),  # better than before is not a new best
-        ([3, 4, 5, 2, 3, 4, 5], 2, 2),
-        ([1, math.nan, math.nan], 2, 1),
-    ],
-)
-def test_learning_rate_drops_on_plateaus(losses, patience, drops):
-    args = parsed("--patience", str(patience), "--factor", "0.5")
-    callback, _, rate = schedule(args, rows_of(losses))
-    assert rate(7) == pytest.approx(0.5**drops)
-    logs = {}
-    callback.on_epoch_end(0, logs)
-    assert logs["val_loss"] == 1.5
-    assert logs["learning_rate"] == pytest.approx(
-        args.learning_rate * 0.5**drops
-    )
 
 
 def test_the_time_decides_with_minutes(monkeypatch):
@@ -391,7 +370,12 @@ def test_it_leaves_its_results(model, level, ptb, tmp_path, capsys):
     text = example.sample(args, reader, symbols, 7)
     assert len(re.findall(r"\S+|\n" if level == "word" else "(?s).", text)) == 7
     assert text in printed
-    losses = [row["val_loss"] for row in history(out)]
+    losses, rates = (
+        [row[name] for row in history(out)]
+        for name in ("val_loss", "learning_rate")
+    )
+    warmup = args.learning_rate * np.array([1, 2, 3]) / 200
+    assert rates == pytest.approx(warmup)
     found = {
         "validation": example.evaluate(judge, texts["valid"]),
         "test": example.evaluate(reader, texts["test"]),
