@@ -70,8 +70,8 @@ def ntu_frames(count=4, bodies=("72057594037931691",), seed=0):
     ]
 
 
-def write_ntu(folder, names=(NAME,)):
-    folder.mkdir(exist_ok=True)
+def write_ntu(folder, names):
+    folder.mkdir()
     for index, name in enumerate(names):
         text = ntu_text(ntu_frames(3 + index, seed=index))
         (folder / f"{name}.skeleton").write_text(text)
@@ -159,6 +159,8 @@ def test_load_ntu(tmp_path):
     expected = [frame[0][1] for frame in frames]
     np.testing.assert_allclose(first, expected, rtol=1e-6)
     assert first.dtype == np.float32 and not second.any()
+    with pytest.raises(arguments.UserError, match="expected a folder"):
+        skeletons.load_ntu(missing)
 
 
 def test_ntu_splits():
@@ -195,48 +197,38 @@ def changed(line, text):
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("", ["1 lines or more", "got 0"]),
-        (ntu_text(ntu_frames(2))[:-300], ["expected 57 lines", "got 53"]),
-        (ntu_text(ntu_frames(1)) + "1\n", ["expected 29 lines", "got 30"]),
-        (changed(1, "1.5"), ["count in line 1", "1.5"]),
-        (changed(1, "2"), ["expected 30 lines or more", "got 29"]),
-        (changed(2, "-1"), ["count in line 2", "-1"]),
-        (changed(3, "1 2 3"), ["10 finite", "line 3", "'1 2 3'"]),
-        (changed(4, "20"), ["25 joints in line 4", "got 20"]),
-        (changed(7, "1 2 3"), ["12 finite", "line 7", "'1 2 3'"]),
-        (ntu_text([[], []]), ["skeleton", "none"]),
-    ],
-)
-def test_broken_skeleton_is_one_line(text, words, tmp_path, capsys):
-    folder = write_ntu(tmp_path / "ntu")
-    (folder / f"{NAME}.skeleton").write_text(text)
-    argv = ["--dataset", "ntu", "--data", folder]
-    refused(example, argv, capsys, f"{NAME}.skeleton", *words)
+ONE = ntu_text(ntu_frames(1))
+FILE = f"{NAME}.skeleton"
 
 
 @pytest.mark.parametrize(
-    "names, missing, words",
+    "files, words",
     [
-        (None, None, ["expected a folder"]),
-        ([], None, [".skeleton files", "none"]),
-        ([NAME], NAME, [".skeleton files", "none"]),
-        ([NAME], "nothing here", ["--missing", "none"]),
-        ([NAME], False, ["--missing", "No such file"]),
-        (["what"], None, ["what.skeleton", "SsssCcccPpppRrrrAaaa"]),
-        (["S001C001P001R001A061"], None, ["1 to 60", "got 61"]),
+        ({}, ["expected .skeleton files", "none"]),
+        ({FILE: ONE, "missing.txt": NAME}, ["expected .skeleton files"]),
+        ({FILE: ONE, "missing.txt": "nothing here"}, ["--missing", "none"]),
+        ({FILE: ONE, "missing.txt": None}, ["--missing", "No such file"]),
+        ({"what.skeleton": ONE}, ["what.skeleton", "SsssCcccPpppRrrrAaaa"]),
+        ({"S001C001P001R001A061.skeleton": ONE}, ["1 to 60", "got 61"]),
+        ({FILE: ""}, [FILE, "1 lines or more", "got 0"]),
+        ({FILE: ntu_text(ntu_frames(2))[:-300]}, ["57 lines", "got 53"]),
+        ({FILE: ONE + "1\n"}, [FILE, "expected 29 lines", "got 30"]),
+        ({FILE: changed(1, "1.5")}, [FILE, "count in line 1", "1.5"]),
+        ({FILE: changed(1, "2")}, ["expected 30 lines or more", "got 29"]),
+        ({FILE: changed(2, "-1")}, ["count in line 2", "-1"]),
+        ({FILE: changed(3, "1 2 3")}, [FILE, "10 finite", "line 3"]),
+        ({FILE: changed(4, "20")}, [FILE, "25 joints in line 4", "got 20"]),
+        ({FILE: changed(7, "1 2 3")}, ["12 finite", "line 7", "'1 2 3'"]),
+        ({FILE: ntu_text([[], []])}, [FILE, "skeleton", "none"]),
     ],
 )
-def test_broken_folder_is_one_line(names, missing, words, tmp_path, capsys):
-    argv = ["--dataset", "ntu", "--data", tmp_path / "ntu"]
-    if names is not None:
-        write_ntu(tmp_path / "ntu", names)
-    if missing is not None:
+def test_broken_ntu_is_one_line(files, words, tmp_path, capsys):
+    for name, text in files.items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    argv = ["--dataset", "ntu", "--data", tmp_path]
+    if "missing.txt" in files:
         argv += ["--missing", tmp_path / "missing.txt"]
-    if missing:
-        (tmp_path / "missing.txt").write_text(missing)
     refused(example, argv, capsys, *words)
 
 
