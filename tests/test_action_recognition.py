@@ -18,15 +18,9 @@ from skeletons import MSR, NTU
 NAME = "S001C002P003R001A004"
 
 
-def msr_text(frames, rng, action=1):
-    """Lines of a body whose hand waves faster for a higher action."""
-    joints = rng.normal(size=(1, 20, 4)) * 0.3 + [0, 0, 3, 1]
-    joints = np.repeat(joints, frames, axis=0)
-    joints[:, 11, 1] += np.sin(np.arange(frames) * action)
-    return "".join(
-        "{:f} {:f} {:f} {:f}\n".format(*joint)
-        for joint in joints.reshape(-1, 4)
-    )
+def msr_text(frames, rng):
+    joints = rng.normal(size=(20 * frames, 4)).round(3)
+    return "".join("{} {} {} {}\n".format(*joint) for joint in joints)
 
 
 def write_msr(path, names=None, **texts):
@@ -36,8 +30,7 @@ def write_msr(path, names=None, **texts):
         names = [f"a0{a}_s0{s}_e01" for a in (1, 2) for s in (1, 2, 3, 4)]
     members = {"files_used": "\n".join(names)}
     for index, name in enumerate(names):
-        text = msr_text(5 + index, rng, int(name[1:3]))
-        members[f"{name}_skeleton3D"] = text
+        members[f"{name}_skeleton3D"] = msr_text(5 + index, rng)
     with zipfile.ZipFile(path, "w") as file:
         for name, text in {**members, **texts}.items():
             if text is not None:

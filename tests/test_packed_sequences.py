@@ -154,6 +154,7 @@ SLOW = ("padded", "lstm"), ("bucketed", "indygru"), ("packed", "indrnn")
 def test_results_of_a_killed_run(name, model, tmp_path, monkeypatch):
     argv = ["--data", write_ptb(tmp_path), *SMALL, "--batches", name]
     argv += ["--model", model, "--epochs", 2, "--sentences", 30]
+    argv += ["--layers", 1]
     out = resumed(example, argv, tmp_path, monkeypatch)
     metrics, rows = result(out)["metrics"], history(out)
     assert [row["epoch"] for row in rows] == [1, 2]
