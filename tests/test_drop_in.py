@@ -50,35 +50,32 @@ def test_windows_for_validation_do_not_overlap_those_for_training():
     assert task.y.max() < task.x_validation.min()
 
 
+ADDING = drop_in_tasks.Task(
+    *[np.ones((4, 9, 2), "float32"), np.ones((4, 1), "float32")] * 2
+)
+WORDS = drop_in_tasks.Task(
+    *[np.ones((4, 9), "int32"), np.ones(4, "int32")] * 2,
+    outputs=3,
+    score="accuracy",
+    vocabulary=5,
+    mask=True,
+)
+MODELS = dict.fromkeys(
+    name
+    for studies in drop_in.STUDIES.values()
+    for models in studies
+    for name, *_ in models
+)
+
+
 # A nested functional model obeys a mask, and hands none on.
 @pytest.mark.filterwarnings("ignore:.*does not support masking:UserWarning")
 @pytest.mark.parametrize(
-    "model, task",
-    [("LSTM", "words"), ("stacked", "words")]
-    + [
-        (model, "adding")
-        for model in dict.fromkeys(
-            name
-            for studies in drop_in.STUDIES.values()
-            for models in studies
-            for name, *_ in models
-        )
-    ],
+    "model, data",
+    [("LSTM", WORDS), ("stacked", WORDS), *((x, ADDING) for x in MODELS)],
 )
-def test_networks(model, task):
-    data = {
-        "adding": drop_in_tasks.Task(
-            *[np.ones((4, 9, 2), "float32"), np.ones((4, 1), "float32")] * 2
-        ),
-        "words": drop_in_tasks.Task(
-            *[np.ones((4, 9), "int32"), np.ones(4, "int32")] * 2,
-            outputs=3,
-            score="accuracy",
-            vocabulary=5,
-            mask=True,
-        ),
-    }[task]
-    network = drop_in.build(drop_in.Run(task, model, 2, 2e-3, 0), data)
+def test_networks(model, data):
+    network = drop_in.build(drop_in.Run("any", model, 2, 2e-3, 0), data)
     assert network.output_shape == (None, data.outputs)
     assert network.optimizer.learning_rate == np.float32(2e-3)
     if model.startswith("stacked"):

@@ -330,31 +330,28 @@ def test_states_are_reset_before_an_epoch_and_a_pass():
     assert resets == [0, 2, 5]
 
 
-@pytest.mark.parametrize("level", ["char", "word"])
-def test_defaults_depend_on_the_level(level):
-    argv = ["--data", "-", "--level", level]
-    args = vars(example.parse(argv))
-    assert args.items() >= example.DEFAULTS[level].items()
-    given = example.parse([*argv, "--dropout", "0", "--units", "7"])
-    assert given.dropout == 0 and given.units == 7
+def test_defaults_depend_on_the_level():
+    argv = ["--data", "-", "--level", "word", "--dropout", "0", "--units", "7"]
+    args = example.parse(argv)
+    assert (args.dropout, args.units, args.layers) == (0, 7, 2)
 
 
 @pytest.mark.parametrize(
     "model, level",
     [
-        ("lstm", "char"),
-        pytest.param("residual", "char", marks=pytest.mark.slow),
-        pytest.param("stacked", "word", marks=pytest.mark.slow),
+        ("stacked", "char"),
+        pytest.param("lstm", "word", marks=pytest.mark.slow),
     ],
 )
-def test_it_leaves_its_results(model, level, ptb, tmp_path, capsys):
+def test_results_of_a_killed_run(
+    model, level, ptb, tmp_path, monkeypatch, capsys
+):
     """All again, with the network of the best epoch, which is not the last."""
-    out = tmp_path / "out"
     argv = [*ptb, *TINY, "--model", model, "--level", level, "--epochs", 3]
-    argv += ["--dropout", 0.1, "--embedding-dropout", 0.1]
-    argv += ["--learning-rate", {"char": 1000, "word": 20}[level]]
-    argv += ["--sample", 7, "--dynamic"]
-    main(example, argv, "--out", out)
+    argv += ["--dropout", 0.3, "--embedding-dropout", 0.2]
+    argv += ["--last-dropout", 0.3, "--patience", 1, "--epoch-steps", 3]
+    argv += ["--learning-rate", 100, "--sample", 7, "--dynamic"]
+    out = resumed(example, argv, tmp_path, monkeypatch)
     args = example.parse([str(word) for word in argv])
     metrics, printed = result(out)["metrics"], capsys.readouterr().out
     symbols, texts = penn_treebank.load_text(ptb[1], level)
@@ -369,8 +366,7 @@ def test_it_leaves_its_results(model, level, ptb, tmp_path, capsys):
         [row[name] for row in history(out)]
         for name in ("val_loss", "learning_rate")
     )
-    warmup = args.learning_rate * np.array([1, 2, 3]) / 200
-    assert rates == pytest.approx(warmup)
+    assert rates[0] == pytest.approx(args.learning_rate * 3 / 200)
     found = {
         "validation": example.evaluate(judge, texts["valid"]),
         "test": example.evaluate(reader, texts["test"]),
@@ -409,19 +405,6 @@ def test_sample_follows_the_seed_and_the_temperature():
         index = int(logits.argmax())
         likeliest.append(symbols[index])
     assert cold == "".join(likeliest).replace("_", " ")
-
-
-def test_a_killed_run_resumes_to_the_same_end(ptb, tmp_path, monkeypatch):
-    argv = [*ptb, *TINY, "--level", "char", "--model", "stacked"]
-    argv += ["--dropout", 0.3, "--embedding-dropout", 0.2]
-    argv += ["--last-dropout", 0.3, "--patience", 1, "--epochs", 3]
-    argv += ["--learning-rate", 0.1, "--epoch-steps", 3]
-    out = resumed(example, argv, tmp_path, monkeypatch)
-    assert (out / "best.keras").exists()
-    # No pass ends with an epoch: states are carried from one to the next.
-    _, texts = penn_treebank.load_text(ptb[1], "char")
-    segments = penn_treebank.Segments(len(texts["train"]) // 3, 1, 1)
-    assert [segments(step)[2] for step in range(9)] == [True] + [False] * 8
 
 
 def test_resuming_a_finished_run_trains_no_further(ptb, tmp_path):
