@@ -411,7 +411,8 @@ def test_resuming_a_finished_run_trains_no_further(ptb, tmp_path):
     """Its time has ended; what comes after the training may differ."""
     out = tmp_path / "out"
     argv = [*ptb, *TINY, "--level", "word", "--model", "stacked"]
-    argv += ["--minutes", "0.002", "--schedule", "cosine", "--out", out]
+    argv += ["--minutes", "0.002", "--schedule", "cosine", "--epochs", 2]
+    argv += ["--out", out]
     main(example, argv)
     before, files = result(out), contents(out)
     assert len(history(out)) == before["steps"] == 1
