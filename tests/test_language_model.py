@@ -362,11 +362,9 @@ def test_results_of_a_killed_run(
     text = example.sample(args, reader, symbols, 7)
     assert len(re.findall(r"\S+|\n" if level == "word" else "(?s).", text)) == 7
     assert text in printed
-    losses, rates = (
-        [row[name] for row in history(out)]
-        for name in ("val_loss", "learning_rate")
-    )
-    assert rates[0] == pytest.approx(args.learning_rate * 3 / 200)
+    rows = history(out)
+    losses = [row["val_loss"] for row in rows]
+    assert rows[0]["learning_rate"] == pytest.approx(100 * 3 / 200)
     found = {
         "validation": example.evaluate(judge, texts["valid"]),
         "test": example.evaluate(reader, texts["test"]),
