@@ -1,5 +1,6 @@
 """The example on skeletons: its data sets, crops, network, and results."""
 
+import itertools
 import json
 import pathlib
 import zipfile
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import action_recognition as example
+import arguments
 import skeletons
 from runs import main, refused, result, resumed
 from skeletons import MSR, NTU
@@ -16,40 +18,23 @@ from skeletons import MSR, NTU
 NAME = "S001C002P003R001A004"
 
 
-def msr_text(frames, rng, action=1):
-    """Lines of a body whose hand waves faster for a higher action."""
-    joints = rng.normal(size=(1, 20, 4)) * 0.3 + [0, 0, 3, 1]
-    joints = np.repeat(joints, frames, axis=0)
-    joints[:, 11, 1] += np.sin(np.arange(frames) * action)
-    return "".join(
-        "{:f} {:f} {:f} {:f}\n".format(*joint)
-        for joint in joints.reshape(-1, 4)
-    )
-
-
-def msr_names(actions=(1, 2), subjects=(1, 2, 3, 4)):
-    return [
-        f"a{action:02}_s{subject:02}_e01"
-        for action in actions
-        for subject in subjects
-    ]
+def msr_text(frames, rng):
+    joints = rng.normal(size=(20 * frames, 4)).round(3)
+    return "".join("{} {} {} {}\n".format(*joint) for joint in joints)
 
 
 def write_msr(path, names=None, **texts):
     """A small zip of the right form; `texts` are for members, by their name."""
     rng = np.random.default_rng(0)
-    names = msr_names() if names is None else names
-    members = {"files_used.txt": "\n".join(names) + "\n"}
+    if names is None:
+        names = [f"a0{a}_s0{s}_e01" for a in (1, 2) for s in (1, 2, 3, 4)]
+    members = {"files_used": "\n".join(names)}
     for index, name in enumerate(names):
-        text = msr_text(5 + index, rng, int(name[1:3]))
-        members[f"{name}_skeleton3D.txt"] = text
-    members.update(
-        {f"{name.removesuffix('.txt')}.txt": x for name, x in texts.items()}
-    )
+        members[f"{name}_skeleton3D"] = msr_text(5 + index, rng)
     with zipfile.ZipFile(path, "w") as file:
-        for name, text in members.items():
+        for name, text in {**members, **texts}.items():
             if text is not None:
-                file.writestr(name, text)
+                file.writestr(f"{name}.txt", text)
     return str(path)
 
 
@@ -78,21 +63,20 @@ def ntu_frames(count=4, bodies=("72057594037931691",), seed=0):
     ]
 
 
-def write_ntu(folder, names=(NAME,)):
-    folder.mkdir(exist_ok=True)
+def write_ntu(folder, names):
+    folder.mkdir()
     for index, name in enumerate(names):
         text = ntu_text(ntu_frames(3 + index, seed=index))
         (folder / f"{name}.skeleton").write_text(text)
     return folder
 
 
-def turned(joints, angle):
-    cos, sin = np.cos(angle), np.sin(angle)
-    return joints @ np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
-
-
 def bodies(shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
+
+
+def parsed(*argv):
+    return example.parse(["--data", "none", *argv])
 
 
 def test_load_msr(tmp_path):
@@ -121,36 +105,19 @@ MEMBER = "a01_s02_e01_skeleton3D"
         ({MEMBER: ""}, [MEMBER, "20 lines", "0 lines"]),
         ({MEMBER: "1 2 3 4\n" * 19}, [MEMBER, "20 lines", "19 lines"]),
         ({MEMBER: BAD_LINE.format("1 2 3")}, [MEMBER, "4 finite", "line 5"]),
-        ({MEMBER: BAD_LINE.format("1 2 3 4 5")}, ["line 5", "'1 2 3 4 5'"]),
         ({MEMBER: BAD_LINE.format("1 2 x 4")}, ["line 5", "'1 2 x 4'"]),
         ({MEMBER: BAD_LINE.format("1 nan 3 4")}, ["line 5", "nan"]),
         ({MEMBER: "1 2\n3 4 5 6 7 8\n" * 10}, ["line 1", "'1 2'"]),
         ({MEMBER: "0 0 0 1\n" * 20}, [MEMBER, "skeleton", "none"]),
         ({MEMBER: b"\xff\xfe"}, [MEMBER, "decode"]),
+        ({"files_used": "a01_s01_e01"}, ["testing", "got none"]),
+        ({"files_used": "a01_s02_e01"}, ["training", "got none"]),
     ],
 )
 def test_broken_msr_is_one_line(texts, words, tmp_path, capsys):
     path = write_msr(tmp_path / "msr.zip", **texts)
     argv = ["--data", path, "--out", tmp_path / "out"]
     refused(example, argv, capsys, "msr.zip", *words)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "subjects, argv, words",
-    [
-        ((1, 3), [], ["testing", "got none"]),
-        ((2, 4), [], ["training", "got none"]),
-        ((1, 2), ["--hold-out", 3], ["--hold-out", "got none"]),
-        ((1, 2), ["--hold-out", 1], ["training", "got none"]),
-        # It is not one of those for training.
-        ((1, 2, 3, 4), ["--hold-out", 2], ["--hold-out", "got 2"]),
-    ],
-)
-def test_an_empty_part(subjects, argv, words, tmp_path, capsys):
-    path = write_msr(tmp_path / "msr.zip", msr_names(subjects=subjects))
-    argv = ["--data", path, "--out", tmp_path / "out", *argv]
-    refused(example, argv, capsys, *words)
     assert not (tmp_path / "out").exists()
 
 
@@ -185,33 +152,35 @@ def test_load_ntu(tmp_path):
     expected = [frame[0][1] for frame in frames]
     np.testing.assert_allclose(first, expected, rtol=1e-6)
     assert first.dtype == np.float32 and not second.any()
+    with pytest.raises(arguments.UserError, match="expected a folder"):
+        skeletons.load_ntu(missing)
 
 
-def test_ntu_splits(tmp_path):
+def test_ntu_splits():
     assert len(NTU.training["subject"]) == 20
-    names = [
-        f"S001C{camera:03}P{subject:03}R001A001"
-        for camera in (1, 2, 3)
-        for subject in (1, 3, 38, 40)
+    cameras, subjects = {1, 2, 3}, {1, 3, 38, 40}
+    sequences = [
+        skeletons.Sequence("", None, 0, subject, camera)
+        for camera, subject in itertools.product(cameras, subjects)
     ]
-    sequences = skeletons.load_ntu(write_ntu(tmp_path / "ntu", names))
-    argv = ["--dataset", "ntu", "--data", "ntu", "--split"]
-
-    def split(*words):
-        parts = example.split(sequences, example.parse([*argv, *words]))
-        return [{(s.camera, s.subject) for s in part} for part in parts]
-
-    everything = {(c, s) for c in (1, 2, 3) for s in (1, 3, 38, 40)}
-    train, test = split("subject")
-    assert train == {x for x in everything if x[1] in (1, 38)}
-    assert test == everything - train
-    train, test = split("view")
-    assert train == {x for x in everything if x[0] > 1}
-    assert test == everything - train
-    train, test = split("subject", "--hold-out", "38")
-    assert {s for _, s in train} == {1} and {s for _, s in test} == {38}
-    train, test = split("view", "--hold-out", "2")
-    assert {c for c, _ in train} == {3} and {c for c, _ in test} == {2}
+    for words, *expected in (
+        (["subject"], (cameras, {1, 38}), (cameras, {3, 40})),
+        (["view"], ({2, 3}, subjects), ({1}, subjects)),
+        (["subject", "--hold-out", "38"], (cameras, {1}), (cameras, {38})),
+        (["view", "--hold-out", "2"], ({3}, subjects), ({2}, subjects)),
+    ):
+        args = parsed("--dataset", "ntu", "--split", *words)
+        parts = example.split(sequences, args)
+        for part, chosen in zip(parts, expected, strict=True):
+            found = {(x.camera, x.subject) for x in part}
+            assert found == {*itertools.product(*chosen)}
+    for number, message in (
+        (2, "expected sequences for --hold-out, got none"),
+        (3, "--hold-out must be one of .* got 3"),
+    ):
+        args = parsed("--dataset", "ntu", "--hold-out", str(number))
+        with pytest.raises(arguments.UserError, match=message):
+            example.split(sequences, args)
 
 
 def changed(line, text):
@@ -221,118 +190,73 @@ def changed(line, text):
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("", ["1 lines or more", "got 0"]),
-        (ntu_text(ntu_frames(2))[:-300], ["expected 57 lines", "got 53"]),
-        ("\n".join(ntu_text(ntu_frames(1)).splitlines()[:9]), ["29", "got 9"]),
-        (ntu_text(ntu_frames(1)) + "1\n", ["expected 29 lines", "got 30"]),
-        (changed(1, "1.5"), ["count in line 1", "1.5"]),
-        (changed(1, "2"), ["expected 30 lines or more", "got 29"]),
-        (changed(2, "-1"), ["count in line 2", "-1"]),
-        (changed(3, "1 2 3"), ["10 finite", "line 3", "'1 2 3'"]),
-        (changed(4, "20"), ["25 joints in line 4", "got 20"]),
-        (changed(7, "1 2 3"), ["12 finite", "line 7", "'1 2 3'"]),
-        (changed(7, "1 2 inf" + " 0" * 9), ["12 finite", "line 7", "inf"]),
-        (ntu_text([[], []]), ["skeleton", "none"]),
-        (b"\xff\xff", ["decode"]),
-    ],
-)
-def test_broken_skeleton_is_one_line(text, words, tmp_path, capsys):
-    folder = write_ntu(tmp_path / "ntu")
-    text = text.encode() if isinstance(text, str) else text
-    (folder / f"{NAME}.skeleton").write_bytes(text)
-    argv = ["--dataset", "ntu", "--data", folder]
-    refused(example, argv, capsys, f"{NAME}.skeleton", *words)
+ONE = ntu_text(ntu_frames(1))
+FILE = f"{NAME}.skeleton"
 
 
 @pytest.mark.parametrize(
-    "names, missing, words",
+    "files, words",
     [
-        (None, None, ["expected a folder"]),
-        ([], None, [".skeleton files", "none"]),
-        ([NAME], NAME, [".skeleton files", "none"]),
-        ([NAME], "nothing here", ["--missing", "none"]),
-        ([NAME], False, ["--missing", "No such file"]),
-        (["what"], None, ["what.skeleton", "SsssCcccPpppRrrrAaaa"]),
-        (["S001C001P001R001A061"], None, ["1 to 60", "got 61"]),
-        ([NAME], None, ["training", "got none", "1 sequences"]),
+        ({}, ["expected .skeleton files", "none"]),
+        ({FILE: ONE, "missing.txt": NAME}, ["expected .skeleton files"]),
+        ({FILE: ONE, "missing.txt": "nothing here"}, ["--missing", "none"]),
+        ({FILE: ONE, "missing.txt": None}, ["--missing", "No such file"]),
+        ({"what.skeleton": ONE}, ["what.skeleton", "SsssCcccPpppRrrrAaaa"]),
+        ({"S001C001P001R001A061.skeleton": ONE}, ["1 to 60", "got 61"]),
+        ({FILE: ""}, [FILE, "1 lines or more", "got 0"]),
+        ({FILE: ntu_text(ntu_frames(2))[:-300]}, ["57 lines", "got 53"]),
+        ({FILE: ONE + "1\n"}, [FILE, "expected 29 lines", "got 30"]),
+        ({FILE: changed(1, "1.5")}, [FILE, "count in line 1", "1.5"]),
+        ({FILE: changed(1, "2")}, ["expected 30 lines or more", "got 29"]),
+        ({FILE: changed(2, "-1")}, ["count in line 2", "-1"]),
+        ({FILE: changed(3, "1 2 3")}, [FILE, "10 finite", "line 3"]),
+        ({FILE: changed(4, "20")}, [FILE, "25 joints in line 4", "got 20"]),
+        ({FILE: changed(7, "1 2 3")}, ["12 finite", "line 7", "'1 2 3'"]),
+        ({FILE: ntu_text([[], []])}, [FILE, "skeleton", "none"]),
     ],
 )
-def test_broken_folder_is_one_line(names, missing, words, tmp_path, capsys):
-    argv = ["--dataset", "ntu", "--data", tmp_path / "ntu"]
-    if names is not None:
-        write_ntu(tmp_path / "ntu", names)
-    if missing is not None:
+def test_broken_ntu_is_one_line(files, words, tmp_path, capsys):
+    for name, text in files.items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    argv = ["--dataset", "ntu", "--data", tmp_path]
+    if "missing.txt" in files:
         argv += ["--missing", tmp_path / "missing.txt"]
-    if missing:
-        (tmp_path / "missing.txt").write_text(missing)
     refused(example, argv, capsys, *words)
 
 
-@pytest.mark.parametrize(
-    "dataset, shape, angle",
-    [(MSR, (7, 1, 20, 3), 0.0), (NTU, (7, 2, 25, 3), 0.7)],
-)
-def test_normalize_keeps_neither_place_nor_size(dataset, shape, angle):
-    joints = bodies(shape)
-    x = skeletons.normalize(joints, dataset)
-    assert x.shape == shape and x.dtype == np.float32
-    same = turned(joints, angle) * 1.3 + [0.2, -0.4, 3.0]
-    np.testing.assert_allclose(skeletons.normalize(same, dataset), x, atol=1e-4)
-    # What is documented: the hip, the size, and the shoulders.
-    assert not x[0, 0, dataset.hip].any()
-    spine = np.linalg.norm(x[:, 0, dataset.neck], axis=-1)
-    assert np.median(spine) == pytest.approx(1, rel=1e-5)
+def normalized(joints, dataset):
+    """What `normalize` promises, body by body."""
+    frames = [frame for frame in joints if frame.any()]
+    first = [frame[0] for frame in frames if frame[0].any()]
+    spines = [body[dataset.neck] - body[dataset.hip] for body in first]
+    size = np.median(np.linalg.norm(spines, axis=1))
+    across = np.array([1.0, 0.0, 0.0])
     if dataset.shoulders:
         right, left = dataset.shoulders
-        across = x[0, 0, left] - x[0, 0, right]
-        assert across[0] > 0 and abs(across[2]) < 1e-5
-    # Everything else stays: distances, and the ways of the hips.
-    size = x[0, 0, dataset.neck, 1] / (
-        joints[0, 0, dataset.neck, 1] - joints[0, 0, dataset.hip, 1]
-    )
-    hips = joints[:, :, dataset.hip] - joints[0, 0, dataset.hip]
-    np.testing.assert_allclose(
-        np.linalg.norm(x[:, :, dataset.hip], axis=-1),
-        np.linalg.norm(hips, axis=-1) * size,
-        atol=1e-4,
-    )
-    limbs = [
-        np.linalg.norm(y[:, :, 7] - y[:, :, 8], axis=-1) for y in (joints, x)
-    ]
-    np.testing.assert_allclose(limbs[1], limbs[0] * size, atol=1e-4)
+        across = first[0][left] - first[0][right]
+    x, _, z = across / np.hypot(across[0], across[2])
+    turn = np.array([[x, 0, -z], [0, 1, 0], [z, 0, x]])
+    result = np.zeros((len(frames), *joints.shape[1:]))
+    for frame, moved in zip(frames, result, strict=True):
+        for person, body in enumerate(frame):
+            if body.any():
+                place = body - body[dataset.hip]
+                place[dataset.hip] = body[dataset.hip] - first[0][dataset.hip]
+                moved[person] = place @ turn / size
+    return result
 
 
-def test_without_shoulders_directions_stay():
-    joints = bodies((4, 1, 20, 3))
-    a, b = (skeletons.normalize(turned(joints, angle), MSR) for angle in (0, 1))
-    np.testing.assert_allclose(turned(a, 1), b, atol=1e-5)
-
-
-def test_normalize_leaves_out_frames_without_anybody():
-    joints = bodies((6, 2, 25, 3))
+@pytest.mark.parametrize(
+    "dataset, shape", [(MSR, (9, 1, 20, 3)), (NTU, (9, 2, 25, 3))]
+)
+def test_normalize_equals_a_loop(dataset, shape):
+    joints = bodies(shape)
     joints[[0, 3]] = 0
-    joints[4, 1] = 0
-    x = skeletons.normalize(joints, NTU)
-    assert x.shape == (4, 2, 25, 3)
-    assert not x[2, 1].any() and x[2, 0].any()
-    np.testing.assert_array_equal(
-        x, skeletons.normalize(joints[joints.any(axis=(1, 2, 3))], NTU)
-    )
-
-
-def test_rotation():
-    angles = np.array([[0.0, 0.0], [0.3, 0.0], [0.0, 0.5], [0.3, -0.2]])
-    matrices = skeletons.rotation(*angles.T)
-    assert matrices.shape == (4, 3, 3)
-    np.testing.assert_array_equal(matrices[0], np.eye(3))
-    for matrix in matrices:
-        np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-12)
-        assert np.linalg.det(matrix) == pytest.approx(1)
-    np.testing.assert_allclose([0, 1, 0] @ matrices[1], [0, 1, 0])
-    np.testing.assert_allclose([1, 0, 0] @ matrices[2], [1, 0, 0])
+    joints[1, :-1] = joints[5, 1:] = 0  # one of two persons
+    x = skeletons.normalize(joints, dataset)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x, normalized(joints, dataset), atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 50])
@@ -372,16 +296,18 @@ def test_augment():
     np.testing.assert_allclose(ratio, ratio[:, :1, :1, :1] + 0 * x, rtol=1e-4)
     assert np.std(augment(0, 0, 0.02) - x) == pytest.approx(0.02, rel=0.1)
     np.testing.assert_array_equal(augment(), augment())
+    # About which axes it turns
+    rotation = skeletons.rotation
+    np.testing.assert_allclose([0, 1, 0] @ rotation(0.3, 0.0), [0, 1, 0])
+    np.testing.assert_allclose([1, 0, 0] @ rotation(0.0, 0.3), [1, 0, 0])
 
 
 @pytest.mark.parametrize("dataset", [MSR, NTU])
 def test_every_joint_leads_to_the_hip(dataset):
-    assert dataset.parents[dataset.hip] == dataset.hip
-    for joint in range(len(dataset.parents)):
-        way = [joint]
-        while way[-1] != dataset.hip:
-            way.append(dataset.parents[way[-1]])
-            assert len(way) < 10
+    joints = np.arange(len(dataset.parents))
+    for _ in range(10):
+        joints = np.take(dataset.parents, joints)
+    assert (joints == dataset.hip).all()
 
 
 def test_features():
@@ -406,10 +332,6 @@ def test_confusion():
     np.testing.assert_array_equal(matrix, [[1, 0, 0], [0, 0, 2], [0, 1, 0]])
 
 
-def parsed(*argv):
-    return example.parse(["--data", "none", *argv])
-
-
 def test_crops_are_averaged():
     joints = [bodies((length, 1, 20, 3)) for length in (9, 12, 7)]
     args = parsed("--frames", "6", "--batch-size", "2", "--test-crops", "3")
@@ -418,9 +340,6 @@ def test_crops_are_averaged():
         [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(4)]
     )
     found = example.probabilities(model, joints, args)
-    np.testing.assert_array_equal(
-        found, example.probabilities(model, joints, args)
-    )
     expected = np.zeros((3, 4))
     for number in range(3):
         for step, rows in enumerate([[0, 1], [2, 0]]):
@@ -430,7 +349,6 @@ def test_crops_are_averaged():
             logits /= logits.sum(axis=1, keepdims=True)
             expected[rows[: 3 - 2 * step]] += logits[: 3 - 2 * step] / 3
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    np.testing.assert_allclose(found.sum(axis=1), 1)
 
 
 SMALL = "--units 4 --layers 2 --frames 5 --passes 2 --batch-size 4"
@@ -438,9 +356,7 @@ SMALL += " --test-crops 2 --blocks 1 --growth 2 --block-sizes 2 1"
 SMALL = SMALL.split()
 
 
-@pytest.mark.parametrize(
-    "model", ["stacked", "residual", "dense", "lstm", "gru", "rnn"]
-)
+@pytest.mark.parametrize("model", ["stacked", "residual", "dense", "lstm"])
 def test_networks(model):
     args = parsed("--model", model, *SMALL)
     network = example.network(args, 7)
@@ -464,49 +380,40 @@ def test_networks_for_ntu_have_the_published_size(model, count):
     assert sum(np.prod(w.shape) for w in weights) == count
 
 
-def test_msr_leaves_its_results(tmp_path, capsys):
-    path = write_msr(tmp_path / "msr.zip")
-    out = tmp_path / "out"
-    main(example, ["--data", path, "--out", out, *SMALL, "--epochs", 1])
+def test_msr_leaves_its_results(tmp_path, monkeypatch):
+    argv = ["--data", write_msr(tmp_path / "msr.zip"), *SMALL, "--epochs", 2]
+    argv += ["--model", "rnn"]
+    out = resumed(example, argv, tmp_path, monkeypatch)
     found = result(out)
-    assert found["steps"] == 2  # four sequences, twice, four in a batch
+    assert found["steps"] == 4  # four sequences, twice, four in a batch
     assert found["metrics"]["sequences"] == 4
-    # Of four sequences
     assert found["metrics"]["test_accuracy"] in (0, 0.25, 0.5, 0.75, 1)
     for name in ("confusion.png", "curve.png"):
         assert (out / name).stat().st_size > 1000
-    capsys.readouterr()
-    main(example, ["--data", path, "--evaluate", out])
-    assert json.loads(capsys.readouterr().out) == found["metrics"]
 
 
-def test_ntu_leaves_its_results(tmp_path):
+def test_ntu_with_cameras_held_out(tmp_path, capsys):
     names = [
         f"S001C00{camera}P00{subject}R001A00{action}"
-        for camera in (1, 2)
+        for camera in (1, 2, 3)
         for subject in (1, 3)
         for action in (1, 2)
     ]
     folder, out = write_ntu(tmp_path / "ntu", names), tmp_path / "out"
     argv = ["--dataset", "ntu", "--data", folder, "--split", "view", *SMALL]
-    main(example, [*argv, "--model", "rnn", "--epochs", 1, "--out", out])
-    assert result(out)["arguments"]["split"] == "view"
-    assert result(out)["metrics"]["sequences"] == 4
-    assert (out / "confusion.png").stat().st_size > 1000
-
-
-def test_hold_out_and_resume(tmp_path, monkeypatch):
-    argv = ["--data", write_msr(tmp_path / "msr.zip"), *SMALL, "--epochs", 2]
-    argv += ["--model", "rnn", "--hold-out", 3]
-    metrics = result(resumed(example, argv, tmp_path, monkeypatch))["metrics"]
-    assert "test_accuracy" not in metrics and metrics["sequences"] == 2
+    main(example, [*argv, "--hold-out", 3, "--epochs", 1, "--out", out])
+    metrics = result(out)["metrics"]
+    assert {*metrics} == {"held_out_accuracy", "sequences"}
+    assert metrics["sequences"] == 4
+    capsys.readouterr()
+    main(example, ["--data", folder, "--evaluate", out])
+    assert json.loads(capsys.readouterr().out) == metrics
 
 
 def test_defaults_depend_on_the_dataset():
-    msr, ntu = parsed(), parsed("--dataset", "ntu", "--layers", "2")
-    for name, value in example.DEFAULTS["msr"].items():
-        assert getattr(msr, name) == value
-    assert (ntu.layers, ntu.units, ntu.frames) == (2, 512, 20)
+    args = parsed("--dataset", "ntu", "--layers", "2")
+    assert (args.layers, args.units, args.frames) == (2, 512, 20)
+    assert parsed().units == 256
 
 
 def test_real_msr():
