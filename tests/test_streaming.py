@@ -1,7 +1,6 @@
 """streaming.py: step models, LiteRT files of them, the example, its errors."""
 
 import functools
-import gc
 
 import keras
 import numpy as np
@@ -17,15 +16,6 @@ from runs import main, result
 from test_examples import write_mnist
 
 T, F = 7, 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def old_objects():
-    """Each conversion collects garbage: it need not visit what is there now."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def filled(model):
