@@ -259,7 +259,7 @@ def at_once(functions):
 
 def test_threads_may_call_one_model():
     model = keras.Sequential(
-        [IndRNN(5, return_sequences=True), dilated_rnn("GRU", [4, 4], [1, 3])]
+        [IndRNN(5, return_sequences=True), dilated_rnn("GRU", [4, 4], [2, 3])]
     )
     calls = [
         functools.partial(model, data(2, 9 + number, F, phase=number))
