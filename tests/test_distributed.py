@@ -160,18 +160,16 @@ GOOD = {
 @pytest.mark.parametrize(
     "config",
     [
+        "",
         "{",
-        "[]",
         "3",
         "{}",
-        json.dumps({**GOOD, "cluster": {}}),
         json.dumps({**GOOD, "cluster": {"worker": []}}),
         json.dumps({**GOOD, "cluster": {"worker": ["127.0.0.1"]}}),
         json.dumps({**GOOD, "cluster": {"worker": [1]}}),
         json.dumps({**GOOD, "cluster": {"ps": ["127.0.0.1:1"]}}),
         json.dumps({**GOOD, "task": {"type": "worker", "index": 2}}),
         json.dumps({**GOOD, "task": {"type": "worker", "index": "0"}}),
-        json.dumps({**GOOD, "task": {"type": "worker", "index": -1}}),
         json.dumps({**GOOD, "task": {"type": "ps", "index": 0}}),
         json.dumps({**GOOD, "task": 0}),
     ],
@@ -179,20 +177,11 @@ GOOD = {
 def test_bad_cluster(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", config)
     argv = [*DISTRIBUTED, tmp_path / "out"]
+    argv += [] if config else ["--strategy", "workers"]
     words = "TF_CONFIG must be like"
     error = refused(distributed_training, argv, capsys, words)
-    assert error.endswith(config)
+    assert error.endswith(f"got {config}".rstrip())
     assert not (tmp_path / "out").exists()
-
-
-def test_good_cluster():
-    distributed_training.check_cluster(json.dumps(GOOD))
-
-
-def test_workers_without_a_cluster(monkeypatch, capsys):
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    argv, words = ["--strategy", "workers"], "TF_CONFIG must be like"
-    refused(distributed_training, argv, capsys, words)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):
