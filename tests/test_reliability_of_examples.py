@@ -1,4 +1,4 @@
-"""The examples: killed at any moment, and given data that is not theirs.
+"""The examples: killed at any moment, and resumed.
 
 With LONG=1 in the environment they are killed ten times in a row, not twice:
 
@@ -6,11 +6,9 @@ With LONG=1 in the environment they are killed ten times in a row, not twice:
 """
 
 import contextlib
-import io
 import json
 import os
 import pathlib
-import pickle
 import signal
 import subprocess
 import sys
@@ -21,9 +19,7 @@ import keras
 import numpy as np
 import pytest
 
-import action_recognition
 import addition_rnn
-import sequential_mnist
 from cases import LONG
 from runs import contents, history, killed, main, refused, result, variables
 
@@ -271,57 +267,3 @@ def test_what_is_in_the_place_of_results_is_kept(mine, out, tmp_path, capsys):
     path.write_text("mine")
     refused(addition_rnn, [*PLAIN, "--out", tmp_path / out], capsys, "--out")
     assert path.read_text() == "mine"
-
-
-MNIST = [f"{kind}_{part}" for part in ("train", "test") for kind in "xy"]
-
-
-class Trap:
-    """What, when unpickled, makes a folder."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def of_objects(path, trap):
-    np.savez(path, **dict.fromkeys(MNIST, np.array([Trap(trap)], object)))
-
-
-def pickled(path, trap):
-    path.write_bytes(pickle.dumps(Trap(trap)))
-
-
-def of_other_members(path, trap):
-    with zipfile.ZipFile(path, "w") as file:
-        for name in (*MNIST, "files_used"):
-            file.writestr(f"{name}.npy", b"no array")
-            file.writestr(f"{name}.txt", b"no name of a sequence")
-
-
-def cut_off(path, trap):
-    np.savez(path, **dict.fromkeys(MNIST, np.zeros(4000)))
-    path.write_bytes(path.read_bytes()[:3000])
-
-
-def huge(path, trap):
-    """An array of which there is but the header."""
-    header = io.BytesIO()
-    form = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 28, 28)}
-    np.lib.format.write_array_header_1_0(header, form)
-    with zipfile.ZipFile(path, "w") as file:
-        for name in MNIST:
-            file.writestr(f"{name}.npy", header.getvalue())
-
-
-@pytest.mark.parametrize(
-    "write", [of_objects, pickled, of_other_members, cut_off, huge]
-)
-@pytest.mark.parametrize("example", [sequential_mnist, action_recognition])
-def test_foreign_data_is_one_line(write, example, tmp_path, capsys):
-    data, trap, out = (tmp_path / name for name in ("x.npz", "trap", "out"))
-    write(data, trap)
-    refused(example, ["--data", data, "--out", out], capsys)
-    assert not trap.exists() and not out.exists()

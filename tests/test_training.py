@@ -114,29 +114,6 @@ def test_global_policy(kind, precision, policy):
     )
 
 
-@pytest.mark.parametrize("kind", ["cell", "dilated"])
-def test_policy_of_a_layer_and_loss_scaling(kind):
-    """The first loss scale overflows: steps are skipped until one fits."""
-    optimizer = keras.optimizers.LossScaleOptimizer(
-        SGD(0.02), initial_scale=2.0**20
-    )
-    model = network(kind, optimizer, dtype="mixed_float16")
-    before = model.get_weights()
-    (x, y), scales = data(8), []
-    for _ in range(15):
-        model.train_on_batch(x, y)
-        scales.append(float(optimizer.dynamic_scale))
-        if scales[-1] < 2.0**20 and len(set(scales)) == len(scales):
-            for a, b in zip(before, model.get_weights(), strict=True):
-                np.testing.assert_array_equal(a, b)
-    assert scales[0] == 2.0**19 and scales[-1] == scales[-2] > 1
-    assert int(optimizer.inner_optimizer.iterations) == 15 - len(set(scales))
-    after = model.get_weights()
-    assert all((a != b).any() for a, b in zip(before, after, strict=True))
-    assert all(np.isfinite(a).all() for a in after)
-    assert_bounded(model)
-
-
 @pytest.mark.parametrize(
     "dtype, finite",
     [("float32", True), ("mixed_bfloat16", True), ("mixed_float16", False)],
