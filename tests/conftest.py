@@ -1,5 +1,6 @@
 """What all tests share: a seed, and a warning that old Keras is wrong about."""
 
+import gc
 import importlib.metadata
 import random
 
@@ -14,6 +15,13 @@ def pytest_configure(config):
             "filterwarnings",
             "ignore:(?s).*structure of `inputs` doesn't match:UserWarning",
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects():
+    """TensorFlow collects garbage when it saves: skip what is there already."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

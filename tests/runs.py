@@ -16,17 +16,11 @@ def main(example, argv, *more):
     return example.main([str(word) for word in (*argv, *more)])
 
 
-def run(example, argv, capsys):
-    """Exit code and what was printed on stderr."""
-    code = arguments.run(lambda argv: main(example, argv), argv)
-    return code, capsys.readouterr().err
-
-
 def refused(example, argv, capsys, *words):
     """The example ends with code 2 and one line with these words: the line."""
     try:
-        code, error = run(example, argv, capsys)
-        (error,) = error.splitlines()
+        code = arguments.run(lambda argv: main(example, argv), argv)
+        (error,) = capsys.readouterr().err.splitlines()
     except SystemExit as stop:  # argparse prints the usage first.
         code, error = stop.code, capsys.readouterr().err.splitlines()[-1]
     assert code == 2

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 import distributed_training
@@ -56,21 +55,12 @@ import os
 import signal
 import sys
 
-import numpy as np
-
-import addition_rnn
 import arguments
 import distributed_training
 import training
 
-path, dies, *argv = sys.argv[1:]
-models = []
-build, save = addition_rnn.build_model, training.save
-
-
-def build_and_keep(args):
-    models.append(build(args))
-    return models[0]
+dies, *argv = sys.argv[1:]
+save = training.save
 
 
 def save_once(model, path, arguments, history):
@@ -79,25 +69,20 @@ def save_once(model, path, arguments, history):
     save(model, path, arguments, history)
 
 
-addition_rnn.build_model = build_and_keep
 training.save = save_once
-code = arguments.run(distributed_training.main, argv)
-if code is None:
-    np.savez(path, *models[0].get_weights())
-sys.exit(code)
+sys.exit(arguments.run(distributed_training.main, argv))
 """
 
 
-def workers(tmp_path, argv, dying=None):
-    """Run two workers; [(exit code, stderr)], the paths of their weights."""
+def workers(argv, dying=None):
+    """Run two workers: their exit codes, and what they print on stderr."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    processes, paths = [], []
+    processes = []
     for index in range(2):
-        paths.append(tmp_path / f"{index}.npz")
         config = {
             "cluster": {"worker": addresses},
             "task": {"type": "worker", "index": index},
@@ -105,7 +90,7 @@ def workers(tmp_path, argv, dying=None):
         dies = "dies" if index == dying else "lives"
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", WORKER, str(paths[-1]), dies, *argv],
+                [sys.executable, "-c", WORKER, dies, *argv],
                 env=environment(
                     TF_CONFIG=json.dumps(config), TF_NUM_INTEROP_THREADS="1"
                 ),
@@ -119,8 +104,7 @@ def workers(tmp_path, argv, dying=None):
     finally:
         for each in processes:
             each.kill()
-    codes = [each.returncode for each in processes]
-    return codes, errors, paths
+    return [each.returncode for each in processes], errors
 
 
 @pytest.mark.slow
@@ -129,7 +113,7 @@ def test_killed_workers_resume_to_the_end_of_one(tmp_path):
     alone, out = tmp_path / "alone", tmp_path / "out"
     distributed_training.main([*DISTRIBUTED, str(alone)])
     argv = [*DISTRIBUTED, str(out)]
-    codes, errors, _ = workers(tmp_path, argv, dying=0)
+    codes, errors = workers(argv, dying=0)
     assert codes == [-signal.SIGKILL, 2]
     last = errors[1].splitlines()[-1]
     assert last.endswith(
@@ -141,13 +125,9 @@ def test_killed_workers_resume_to_the_end_of_one(tmp_path):
     copy = shutil.copytree(out, tmp_path / "copy")
     distributed_training.main([*DISTRIBUTED, str(copy), "--resume"])
     assert_same_run(copy, alone)
-    codes, errors, paths = workers(tmp_path, [*argv, "--resume"])
+    codes, errors = workers([*argv, "--resume"])
     assert codes == [0, 0], errors
     assert_same_run(out, alone)
-    with np.load(paths[0]) as first, np.load(paths[1]) as second:
-        assert len(first) == 8 and first.keys() == second.keys()
-        for name in first:
-            np.testing.assert_array_equal(first[name], second[name])
     assert not list(out.glob("_*"))
 
 
@@ -160,18 +140,13 @@ GOOD = {
 @pytest.mark.parametrize(
     "config",
     [
+        "",
         "{",
-        "[]",
-        "3",
         "{}",
-        json.dumps({**GOOD, "cluster": {}}),
         json.dumps({**GOOD, "cluster": {"worker": []}}),
         json.dumps({**GOOD, "cluster": {"worker": ["127.0.0.1"]}}),
-        json.dumps({**GOOD, "cluster": {"worker": [1]}}),
         json.dumps({**GOOD, "cluster": {"ps": ["127.0.0.1:1"]}}),
         json.dumps({**GOOD, "task": {"type": "worker", "index": 2}}),
-        json.dumps({**GOOD, "task": {"type": "worker", "index": "0"}}),
-        json.dumps({**GOOD, "task": {"type": "worker", "index": -1}}),
         json.dumps({**GOOD, "task": {"type": "ps", "index": 0}}),
         json.dumps({**GOOD, "task": 0}),
     ],
@@ -179,20 +154,11 @@ GOOD = {
 def test_bad_cluster(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", config)
     argv = [*DISTRIBUTED, tmp_path / "out"]
+    argv += [] if config else ["--strategy", "workers"]
     words = "TF_CONFIG must be like"
     error = refused(distributed_training, argv, capsys, words)
-    assert error.endswith(config)
+    assert error.endswith(f"got {config}".rstrip())
     assert not (tmp_path / "out").exists()
-
-
-def test_good_cluster():
-    distributed_training.check_cluster(json.dumps(GOOD))
-
-
-def test_workers_without_a_cluster(monkeypatch, capsys):
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    argv, words = ["--strategy", "workers"], "TF_CONFIG must be like"
-    refused(distributed_training, argv, capsys, words)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):

@@ -25,10 +25,6 @@ PAGES = sorted(
     for path in (*ROOT.glob("*.md"), *ROOT.glob("*/*.md"))
     if path.parent.name not in ("out", ".pytest_cache")
 )
-with_snippets = pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if "```python\n" in (ROOT / page).read_text()],
-)
 
 
 def read(page):
@@ -48,7 +44,9 @@ def test_the_readme_is_short():
     assert len(read("README.md").splitlines()) <= 240
 
 
-@with_snippets
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks("python", page)]
+)
 def test_snippets_run_in_order(page, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (1050, 28, 28)), np.arange(1050) % 10
@@ -71,15 +69,18 @@ def check_readme(model, network, deeper, densest, **_):
     ] == [86410, 170890, 256514]
 
 
-def check_migrating(**names):
-    check_weights_of_pytorch(**names)
-    check_gates_of_pytorch(**names)
-
-
-def check_weights_of_pytorch(
-    linear_weight, linear_bias, weight_hh, moved, recurrent, **_
+def check_migrating(
+    linear_weight,
+    linear_bias,
+    weight_hh,
+    moved,
+    recurrent,
+    arrays,
+    dilated,
+    from_torch_lstm,
+    **_,
 ):
-    """relu(linear(x_t) + weight_hh * h), over time-major sequences."""
+    # relu(linear(x_t) + weight_hh * h), over time-major sequences
     x = np.sin(1 + np.arange(5 * 3 * 4)).reshape(5, 3, 4)  # (T, B, F)
     inputs = x @ linear_weight.T + linear_bias
     h, outputs = np.zeros((3, 32)), []
@@ -91,15 +92,11 @@ def check_weights_of_pytorch(
     found = recurrent(np.swapaxes(inputs, 0, 1))
     np.testing.assert_allclose(found, h, atol=1e-5)
 
-
-def check_gates_of_pytorch(arrays, dilated, from_torch_lstm, **_):
-    """The equations in the documentation of torch.nn.GRU and LSTM."""
-    x = np.sin(1 + np.arange(2 * 7 * 3)).reshape(2, 7, 3)
-    h = x
+    # The equations in the documentation of torch.nn.GRU and LSTM
+    h = x = np.sin(1 + np.arange(2 * 7 * 3)).reshape(2, 7, 3)
     for dilation, weights in zip((1, 2), arrays, strict=True):
         h = torch_gru(h, dilation, *weights)
     np.testing.assert_allclose(dilated(x), h[:, -1], atol=1e-5)
-
     rng = np.random.default_rng(1)
     weights = [rng.normal(size=s) for s in ((20, 3), (20, 5), (20,), (20,))]
     lstm = keras.layers.LSTM(5, return_sequences=True)
@@ -139,6 +136,7 @@ def torch_lstm(x, weight_ih, weight_hh, bias_ih, bias_hh):
 CHECKS = {"README.md": check_readme, "docs/migrating.md": check_migrating}
 
 
+@pytest.mark.slow
 def test_tf1_snippet_runs():
     (snippet,) = blocks("python tf1", "docs/migrating.md")
     check = "\nassert output.shape == (2, 784, 128) and len(state) == 2\n"

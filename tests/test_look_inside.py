@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 import look_inside
-from deep_ind_rnn import residual_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
-from ind_rnn_cell import IndRNNCell
 from runs import main, refused
 from test_examples import write_mnist
 
@@ -57,12 +55,8 @@ def inner(layer):
 
 NETWORKS = {
     "plain": lambda layer: layer,
-    "nested": inner,
     "twice nested": lambda layer: inner(inner(layer)),
     "bidirectional": keras.layers.Bidirectional,
-    "dilated": lambda layer: DilatedRNN(
-        [layer], dilations=[3], return_sequences=True
-    ),
     "dilated, of no whole rounds": lambda layer: DilatedRNN(
         [layer], dilations=[4], return_sequences=True
     ),
@@ -75,7 +69,7 @@ NETWORKS = {
 
 
 CASES = [(kind, {}) for kind in NETWORKS]
-for kind in ("plain", "nested", "keras' RNN"):
+for kind in ("plain", "keras' RNN"):
     CASES += [
         (kind, {"return_sequences": True}),
         (kind, {"go_backwards": True}),
@@ -101,14 +95,6 @@ def test_responses(kind, options):
     np.testing.assert_array_equal(model(X[None]), before)
 
 
-def test_layers_are_found_bottom_first():
-    model = residual_ind_rnn((T, F), units=3, num_blocks=1, num_outputs=1)
-    found = look_inside.recurrent_layers(model)
-    expected = [layer for layer in model.layers if isinstance(layer, IndRNN)]
-    assert list(found) == expected and len(expected) == 3
-    assert set(found.values()) == {1}
-
-
 def test_stateful_models_have_their_batch():
     model = keras.Sequential(
         [keras.Input(batch_shape=(3, T, F)), recurrent(stateful=True)]
@@ -132,11 +118,10 @@ def model(tmp_path):
     return model
 
 
-@pytest.mark.parametrize("where", ["", "checkpoint.keras"])
-def test_draws_what_it_prints(model, where, tmp_path, capsys):
+def test_draws_what_it_prints(model, tmp_path, capsys):
     np.save(tmp_path / "x.npy", X)
     out = tmp_path / "new" / "look.png"
-    argv = [tmp_path / where, "--sequence", tmp_path / "x.npy", "--out", out]
+    argv = [tmp_path, "--sequence", tmp_path / "x.npy", "--out", out]
     main(look_inside, argv)
     printed = capsys.readouterr().out.splitlines()
     # The median of 2, 6.6, 43.7 and two that never decay.
@@ -218,11 +203,3 @@ def test_errors(argv, message, tmp_path, monkeypatch, capsys):
         "lstm.keras"
     )
     refused(look_inside, argv, capsys, message)
-
-
-def test_cells_in_keras_layers_count_too(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    layer = keras.layers.RNN(IndRNNCell(3))
-    keras.Sequential([keras.Input((None, 3)), layer]).save("cell.keras")
-    main(look_inside, ["cell.keras"])
-    assert (tmp_path / "out/look_inside.png").exists()

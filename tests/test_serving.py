@@ -1,4 +1,4 @@
-"""Models in files: saved, exported, converted, fed by steps, and broken."""
+"""Models in files: saved, exported, converted, and fed by steps."""
 
 import functools
 import itertools
@@ -14,9 +14,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from tensorflow.core.protobuf import saved_model_pb2
 
-from cases import LONG, each_value, more
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN, dilated_rnn
 from ind_rnn import IndRNN
@@ -77,9 +75,6 @@ MODELS = {
         stacked_ind_rnn, units=4, num_layers=2, max_steps=6
     ),
 }
-# Whose recurrences are Keras' own, or those of `DilatedRNN`.
-NEVER_XLA = {"RNN", "dilated_rnn"}
-every_kind = pytest.mark.parametrize("kind", MODELS)
 
 
 @functools.cache
@@ -100,7 +95,7 @@ def same(actual, expected, name=""):
     assert_close(actual, expected, 1e-5, name)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", MODELS)
 def test_saved_and_cloned_models(kind, tmp_path):
     x, path = sequences(), tmp_path / "model.weights.h5"
     expected = model(kind)(x)
@@ -119,32 +114,15 @@ def test_saved_and_cloned_models(kind, tmp_path):
 
     saved = tf.train.Checkpoint(model(kind)).write(str(tmp_path / "saved"))
     fill(other.weights, scale=0.1)
-    before = other.get_weights()
     status = tf.train.Checkpoint(other).read(saved)
     status.assert_existing_objects_matched()
-    # Keras' `StackedRNNCells` holds its cells in a list: nothing is restored.
-    restored = before if kind == "RNN" else model(kind).get_weights()
-    for a, b in zip(other.get_weights(), restored, strict=True):
-        np.testing.assert_array_equal(a, b)
+    if kind != "RNN":  # Keras restores nothing of what it holds in a list.
+        np.testing.assert_array_equal(other(x), expected)
 
 
 def needs_xla(path):
     """Whether a SavedModel has an operation, or a function, of XLA's."""
-    saved = saved_model_pb2.SavedModel()
-    saved.ParseFromString((path / "saved_model.pb").read_bytes())
-    found = set()
-    for graph in (part.graph_def for part in saved.meta_graphs):
-        functions = graph.library.function
-        nodes = [*graph.node, *(n for f in functions for n in f.node_def)]
-        assert functions and nodes
-        found |= {node.op for node in nodes if "Xla" in node.op}
-        found |= {
-            name
-            for thing in (*nodes, *functions)
-            for name in ("_XlaMustCompile", "XlaMustCompile")
-            if thing.attr[name].b
-        }
-    return bool(found)
+    return b"Xla" in (path / "saved_model.pb").read_bytes()
 
 
 SERVER = """
@@ -205,11 +183,10 @@ def export_and_serve(exports, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(len(EXPORTS) if LONG else 1))
-def test_exported_models_need_neither_xla_nor_ours(first, tmp_path):
+def test_exported_models_need_neither_xla_nor_ours(tmp_path):
     """In a process without both, with batches of any size."""
-    exports = itertools.islice(itertools.cycle(EXPORTS.values()), first, None)
-    done = export_and_serve(list(zip(MODELS, exports)), tmp_path)
+    exports = zip(MODELS, itertools.cycle(EXPORTS.values()))
+    done = export_and_serve(exports, tmp_path)
     assert not done.returncode, done.stderr
     for kind, batch in itertools.product(MODELS, (2, 5)):
         assert not needs_xla(tmp_path / kind / "served"), kind
@@ -231,11 +208,10 @@ def test_export_after_training(tmp_path):
         same(*served(tf.constant(x)).values(), expected)
 
 
-@pytest.mark.parametrize("kind", ["DilatedRNN", "RNN"])
-def test_export_with_xla(kind, tmp_path):
+def test_export_with_xla(tmp_path):
     with with_xla():
-        model(kind).export(tmp_path / "served", verbose=False)
-    assert needs_xla(tmp_path / "served") is (kind not in NEVER_XLA)
+        model("DilatedRNN").export(tmp_path / "served", verbose=False)
+    assert needs_xla(tmp_path / "served")
 
 
 @pytest.mark.slow
@@ -250,15 +226,9 @@ def specs(model):
     return {h.name: tf.TensorSpec(h.shape, name=h.name) for h in model.inputs}
 
 
-def named(kind):
-    """A model of known batch size, whose input has a name."""
-    x = keras.Input((T, F), batch_size=B, name="x")
-    return keras.Model({"x": x}, model(kind)(x))
-
-
-def exported(model, path):
+def exported(model, path, signature):
     """As a SavedModel without XLA."""
-    model.export(path, input_signature=[specs(model)], verbose=False)
+    model.export(path, input_signature=signature, verbose=False)
     assert not needs_xla(path)
     return path
 
@@ -274,20 +244,20 @@ def converted(path):
     return runner(content)
 
 
-def exported_to_litert(kind, path):
-    network = named(kind)
+def by_saved_model(network, path):
+    signature = [*specs(network).values()]
+    return converted(exported(network, path / "served", signature))
+
+
+def by_export(network, path):
+    path, signature = path / "model.tflite", [*specs(network).values()]
     network.export(
-        path := path / "model.tflite",
-        format="litert",
-        input_signature=[specs(network)],
-        verbose=False,
+        path, format="litert", input_signature=signature, verbose=False
     )
     return runner(path.read_bytes())
 
 
-def converted_by_litert(kind, path):
-    x = keras.Input((T, F), batch_size=B, name="x")
-    network = keras.Model(x, model(kind)(x))
+def by_converter(network, path):
     return runner(tf.lite.TFLiteConverter.from_keras_model(network).convert())
 
 
@@ -296,31 +266,25 @@ OLD_KERAS = fails_on(
     'has no `format="litert"`, or one with operations of Flex',
     raises=(RuntimeError, ValueError),
 )
-LITERT = {
-    "SavedModel": (
-        lambda kind, path: converted(exported(named(kind), path / "served")),
-        more(["DilatedRNN", "statistics of steps"], ["IndRNN", "stacked"]),
-        [],
-    ),
-    "export": (exported_to_litert, more(["stacked"], ["IndRNN"]), OLD_KERAS),
-    "converter": (converted_by_litert, more(["IndRNN"], ["stacked"]), []),
-}
 
 
 @pytest.mark.parametrize(
     "convert, kind",
     [
-        pytest.param(convert, kind, id=f"{name}-{kind}", marks=marks)
-        for name, (convert, kinds, marks) in LITERT.items()
-        for kind in kinds
+        (by_saved_model, "DilatedRNN"),
+        (by_saved_model, "statistics of steps"),
+        pytest.param(by_export, "stacked", marks=OLD_KERAS),
+        (by_converter, "IndRNN"),
     ],
 )
 def test_litert(convert, kind, tmp_path):
-    (y,) = convert(kind, tmp_path)(x=sequences()).values()
+    x = keras.Input((T, F), batch_size=B, name="x")
+    run = convert(keras.Model(x, model(kind)(x)), tmp_path)
+    (y,) = run(x=sequences()).values()
     same(y, model(kind)(sequences()))
 
 
-@pytest.mark.parametrize("kind", more(["DilatedRNN", "stacked"], ["IndRNN"]))
+@pytest.mark.parametrize("kind", ["DilatedRNN", "stacked"])
 @pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")
 def test_onnx(kind, tmp_path):
     path = str(tmp_path / "model.onnx")
@@ -333,42 +297,8 @@ def test_onnx(kind, tmp_path):
         same(*served.run(None, {x.name: sequences(batch)}), y)
 
 
-def step_of_stack(layers):
-    """That of docs/export.md: {x_t, states} -> {y_t, states}."""
-    x = keras.Input((1, F), batch_size=1, name="x")
-    y, before, after = x, {"x": x}, {}
-    for layer in layers:
-        if isinstance(layer, IndRNN):
-            name = f"h{len(after)}"
-            before[name] = keras.Input((layer.units,), batch_size=1, name=name)
-            y = layer(y, initial_state=before[name])
-            after[name] = keras.ops.reshape(y, (1, layer.units))
-        else:
-            y = layer(y)
-    return keras.Model(before, {"y": y, **after})
-
-
-def step_of_dilated(layer):
-    x = keras.Input((1, F), batch_size=1, name="x")
-    before = {
-        f"h{index}": keras.Input(size, batch_size=1, name=f"h{index}")
-        for index, size in enumerate(layer.state_size)
-    }
-    y, *after = layer(x, initial_state=list(before.values()))
-    after = dict(zip(before, after, strict=True))
-    return keras.Model({"x": x, **before}, {"y": y, **after})
-
-
-def stack():
-    network = stacked_ind_rnn(
-        (T, F), units=4, num_layers=2, num_outputs=2, return_sequences=True
-    )
-    network.compile("sgd", "mse")
-    network.fit(sequences(), data(B, T, 2), verbose=0)
-    return network, step_of_stack(network.layers[1:])
-
-
-def dilated():
+def test_streaming(tmp_path):
+    """One step at a time, states carried by hand: as the whole sequence."""
     layer = DilatedRNN(
         [keras.layers.LSTM(4), keras.layers.SimpleRNNCell(5), IndRNN(6)],
         dilations=[1, 2, 5],
@@ -377,16 +307,18 @@ def dilated():
     )
     layer.build((1, T, F))
     fill(layer.weights, scale=0.7)
-    return lambda x: layer(x)[0], step_of_dilated(layer)
-
-
-@pytest.mark.parametrize("build", [stack, dilated])
-def test_streaming(build, tmp_path):
-    """One step at a time, states carried by hand: as the whole sequence."""
     x = tf.constant(sequences()[1:])
-    whole, step = build()
-    expected = whole(x)
-    path = exported(step, tmp_path / "served")
+    expected, *_ = layer(x)
+
+    first = keras.Input((1, F), batch_size=1, name="x")
+    before = {
+        f"h{index}": keras.Input(size, batch_size=1, name=f"h{index}")
+        for index, size in enumerate(layer.state_size)
+    }
+    y, *after = layer(first, initial_state=list(before.values()))
+    after = dict(zip(before, after, strict=True))
+    step = keras.Model({"x": first, **before}, {"y": y, **after})
+    path = exported(step, tmp_path / "served", [specs(step)])
     served = tf.saved_model.load(path)
     edge = converted(path)
 
@@ -414,26 +346,6 @@ def tampered(kind, change, path):
     return path
 
 
-MARK = "a_file_was_executed"
-# What a file may try: a marshalled lambda, a class of a module, and one that
-# nobody knows.
-INTRUDERS = {
-    "lambda": lambda: keras.saving.serialize_keras_object(
-        lambda x: open(MARK, "w")
-    ),
-    "class": lambda: {
-        "module": "subprocess",
-        "class_name": "Popen",
-        "config": {"args": ["touch", MARK]},
-        "registered_name": None,
-    },
-    "unknown": lambda: {
-        "module": None,
-        "class_name": "Unknown",
-        "config": {},
-        "registered_name": "ind_rnn>Unknown",
-    },
-}
 # Where a config of ours names functions and classes.
 PLACES = {
     "activation": ("IndRNN", lambda c: c, "activation"),
@@ -444,57 +356,18 @@ PLACES = {
 
 
 @pytest.mark.filterwarnings("ignore:The object being serialized:UserWarning")
-@pytest.mark.parametrize("intruder, place", each_value(INTRUDERS, PLACES))
-def test_loading_executes_nothing(intruder, place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", PLACES)
+def test_loading_executes_nothing(place, tmp_path, monkeypatch):
+    """A lambda in the place of a function or class of a config is refused."""
     monkeypatch.chdir(tmp_path)
     kind, find, key = PLACES[place]
 
     def intrude(config):
-        find(config)[key] = INTRUDERS[intruder]()
+        find(config)[key] = keras.saving.serialize_keras_object(
+            lambda x: open("a_file_was_executed", "w")
+        )
 
     path = tampered(kind, intrude, tmp_path / "model.keras")
-    with pytest.raises((TypeError, ValueError)) as error:
+    with pytest.raises((TypeError, ValueError), match="lambda"):
         keras.models.load_model(path)
-    words = {"lambda": "lambda", "unknown": "Unknown"}
-    assert words.get(intruder, "") in str(error.value)
     assert os.listdir() == ["model.keras"]
-
-
-def test_broken_files(tmp_path):
-    """An exception, or, where the damage does not matter, the model."""
-    path, x = tmp_path / "model.keras", sequences()
-    model("IndRNN").save(path)
-    expected, whole = model("IndRNN")(x), path.read_bytes()
-    size = len(whole)
-    broken = [b"", b"no model" * 100, *(whole[:-n] for n in (1, 25, size // 2))]
-    for place in range(0, size, size // 20):
-        flipped = bytes(255 - byte for byte in whole[place : place + 8])
-        broken.append(whole[:place] + flipped + whole[place + 8 :])
-    refused = 0
-    for content in broken:
-        path.write_bytes(content)
-        try:
-            loaded = keras.models.load_model(path)
-        # h5py's own errors among them
-        except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-            assert str(error)
-            refused += 1
-        else:
-            np.testing.assert_array_equal(loaded(x), expected)
-    assert refused >= 10
-
-
-def test_foreign_and_broken_weights(tmp_path):
-    own, path = MODELS["IndRNN"](), tmp_path / "other.weights.h5"
-    for other in (
-        sequential(IndRNN(6, return_sequences=True), IndRNN(4)),
-        sequential(keras.layers.GRU(5), keras.layers.Dense(4)),
-    ):
-        other.save_weights(path)
-        with pytest.raises(ValueError, match="could not be loaded|expected"):
-            own.load_weights(path)
-    whole = path.read_bytes()
-    for content in (b"", b"no weights" * 100, whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        with pytest.raises(OSError, match="open file"):
-            own.load_weights(path)

@@ -1,7 +1,6 @@
 """streaming.py: step models, LiteRT files of them, the example, its errors."""
 
 import functools
-import gc
 
 import keras
 import numpy as np
@@ -12,30 +11,15 @@ from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
 from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from indy import IndyGRU, IndyLSTM
-from pairs import RMS
+from pairs import RMS, fill
 from runs import main, result
 from test_examples import write_mnist
 
 T, F = 7, 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def old_objects():
-    """Each conversion collects garbage: it need not visit what is there now."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def filled(model):
-    """Random weights, the same each time."""
-    rng = np.random.default_rng(0)
-    for weight in model.weights:
-        value = rng.normal(size=weight.shape) * 0.5
-        if "seed" not in weight.path:
-            positive = "variance" in weight.path
-            weight.assign(np.abs(value) + 0.5 if positive else value)
+    fill(model.weights, scale=0.8)
     return model
 
 
@@ -67,6 +51,9 @@ MODELS = {
     "residual": lambda: filled(residual_ind_rnn((T, F), 4, 2, 2)),
     "dense": lambda: filled(dense_ind_rnn((T, F), 2, (2, 1), 2)),
     "rms": lambda: filled(stacked_ind_rnn((T, F), 4, 2, 2, normalization=RMS)),
+    "all steps": lambda: filled(
+        stacked_ind_rnn((T, F), 4, 2, 2, return_sequences=True)
+    ),
     "mean": lambda: sequential(
         IndRNN(4, return_sequences=True),
         keras.layers.GlobalAveragePooling1D(),
@@ -98,18 +85,14 @@ def stepped(step, states, x):
 def test_steps_give_what_the_sequence_gives(name):
     model, step, start = made(name)
     for x in SEQUENCES[:2]:
-        *_, (y, _) = stepped(step, start, x)
-        np.testing.assert_allclose(y, model(x[None])[0], rtol=1e-4, atol=1e-5)
+        expected = model(x[None])[0]
+        found = [y for y, _ in stepped(step, start, x)]
+        found = found if len(expected.shape) > 1 else found[-1]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert {*start} == {f"h{n}" for n in range(len(start))} != set()
 
 
-def test_all_steps():
-    model = filled(stacked_ind_rnn((T, F), 4, 2, 2, return_sequences=True))
-    found = [y for y, _ in stepped(*streaming.step_model(model), SEQUENCES[0])]
-    np.testing.assert_allclose(found, model(SEQUENCES[:1])[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["LSTM", "stacked", "mean"])
+@pytest.mark.parametrize("name", ["LSTM", "mean"])
 def test_float32_file_equals_keras(name):
     model, step, _ = made(name)
     stream = streaming.Stream(streaming.convert(step))
@@ -127,31 +110,7 @@ def test_units_of_states_change_nothing(name):
     expected = model(SEQUENCES[:1])[0]
     np.testing.assert_allclose(steps[-1][0], expected, rtol=1e-4, atol=1e-5)
     for name in start:
-        assert 0.1 < np.max([np.abs(h[name]) for _, h in steps]) < 1.001
-
-
-@pytest.fixture(scope="module")
-def quantizable():
-    """A model, and its step model with scaled states."""
-    model = MODELS["IndRNN"]()
-    for layer in model.layers:
-        if isinstance(layer, IndRNN):  # Errors of steps do not add up.
-            u = layer.cell.recurrent_kernel
-            u.assign(0.5 * np.tanh(u))
-    step, _ = streaming.step_model(model)
-    units = streaming.state_units(step, SEQUENCES)
-    return model, streaming.step_model(model, units)[0]
-
-
-@pytest.mark.parametrize("kind", ["dynamic", "int8", "int16"])
-def test_quantized_files_are_close(kind, quantizable):
-    model, step = quantizable
-    content = streaming.convert(step, kind, SEQUENCES)
-    whole = model.predict(SEQUENCES, verbose=0)
-    stream = streaming.Stream(content)
-    found = np.stack([stream.run(x) for x in SEQUENCES])
-    error = np.abs(found - whole).max() / np.abs(whole).max()
-    assert 0 < error < {"dynamic": 0.1, "int8": 0.3, "int16": 0.1}[kind]
+        assert 0.1 < np.max([np.abs(h[name]) for _, h in steps[:-1]]) < 1.001
 
 
 @pytest.mark.parametrize(
@@ -179,24 +138,28 @@ def test_what_cannot_be_turned(make, message):
 
 def test_errors_of_convert():
     _, step, _ = made("IndRNN")
-    with pytest.raises(ValueError, match="`kind`.*int4"):
-        streaming.convert(step, "int4")
-    with pytest.raises(ValueError, match="`sequences`.*int8"):
-        streaming.convert(step, "int8")
+    for kind, message in ("int4", "`kind`.*int4"), ("int8", "`sequences`"):
+        with pytest.raises(ValueError, match=message):
+            streaming.convert(step, kind)
 
 
 @pytest.mark.parametrize(
     "model", ["indrnn", pytest.param("lstm", marks=pytest.mark.slow)]
 )
 def test_from_training_to_files(model, tmp_path):
-    argv = "--units 8 --layers 2 --epochs 3 --batch-size 6 --examples 9"
+    argv = "--units 40 --layers 2 --epochs 3 --batch-size 6 --examples 30"
     argv = [*argv.split(), "--digits", 20, "--model", model]
     argv += ["--data", write_mnist(tmp_path / "digits.npz", 60)]
     main(streaming, argv, "--out", tmp_path)
     metrics = result(tmp_path)["metrics"]
     assert {*metrics} == {"keras", *streaming.FORMATS}
-    assert metrics["float32"]["same_answers"] == 1.0
-    assert metrics["int8"]["same_answers"] >= 0.7
+    assert metrics["float32"]["difference"] < 1e-4
+    sizes = []
     for kind in streaming.FORMATS:
-        size = (tmp_path / f"step_{kind}.tflite").stat().st_size
-        assert round(size / 1024, 1) == metrics[kind]["kilobytes"]
+        assert metrics[kind]["difference"] < 0.5
+        assert metrics[kind]["same_answers"] >= 0.9
+        path = tmp_path / f"step_{kind}.tflite"
+        sizes.append(round(path.stat().st_size / 1024, 1))
+        assert sizes[-1] == metrics[kind]["kilobytes"]
+    # Each one is another format: float32 takes most space.
+    assert sizes[0] == max(sizes) and len({*sizes}) == 4
