@@ -8,12 +8,11 @@ import pytest
 import tensorflow as tf
 
 from cases import LONG, each_value
-from deep_ind_rnn import stacked_ind_rnn
 from ind_rnn_normalization import (
     BatchNormalization,
     TimeStepBatchNormalization,
 )
-from pairs import assert_close, data, fill, masked, reloaded, weighted
+from pairs import assert_close, data, masked, reloaded, weighted
 
 B, T, F, N = 4, 6, 3, 4
 STEPS = TimeStepBatchNormalization
@@ -154,50 +153,6 @@ def test_what_else_keras_can_do(options, shape, mask):
         layer.build(shape)
         found.append(trained(layer, x, mask=mask))
     assert_same(*found, 1e-6)
-
-
-def as_in_keras(model):
-    """The same network with Keras' batch normalization."""
-
-    def clone(layer):
-        kind, config = type(layer), layer.get_config()
-        kind = BOTH[1] if kind is BOTH[0] else kind
-        return kind.from_config(config)
-
-    other = keras.models.clone_model(model, clone_function=clone)
-    for each in (model, other):
-        fill(each.weights, scale=1.0)
-    return other
-
-
-@pytest.mark.parametrize(
-    "options, mode",
-    [
-        ({}, "function"),
-        ({"normalize_first": True}, "jit"),
-        ({"dilations": [2, 1, 3]}, "eager"),
-    ],
-)
-def test_gradients_of_all_tensors_of_a_network(options, mode):
-    """Of the outputs of all layers, those between others as well."""
-    ours = stacked_ind_rnn((T, F), N, 3, num_outputs=2, **options)
-    x, results = tf.constant(data(B, T, F), "float32"), []
-    for model in (ours, as_in_keras(ours)):
-
-        def step(x, model=model):
-            tensors = [x]
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                for layer in model.layers[1:]:
-                    tensors.append(layer(tensors[-1], training=True))
-                    tape.watch(tensors[-1])
-                loss = weighted(tensors[-1] ** 2)
-            weights = [w.value for w in model.trainable_weights]
-            return tensors, tape.gradient(loss, [*tensors, *weights])
-
-        results.append(traced(step, mode, x)(x))
-    assert len(ours.layers) > 9
-    assert_close(*results, 1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
