@@ -142,7 +142,7 @@ def test_steps_of_each_layer(make, steps):
         if np.abs(adams).min() < 1e-6:
             continue
         scale = 1.0
-        if "cell" in weight.path and not "lstm" in weight.path:
+        if "cell" in weight.path and "lstm" not in weight.path:
             seen += 1
             scale = expected ** exponents[weight.name]
         # The bias is last, and sees the u that this step has made.
