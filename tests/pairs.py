@@ -158,14 +158,6 @@ def inputs(case, batch=B, time=T):
     ]
 
 
-def activity_loss(l2, y):
-    """That of an output; not every Keras divides it by the batch."""
-    layer = keras.layers.ActivityRegularization(l2=l2)
-    layer(y)
-    (loss,) = layer.losses
-    return loss
-
-
 def weighted(y):
     """A sum of y with fixed weights, whatever its shape."""
     weights = tf.sin(1 + 1.7 * tf.range(tf.size(y), dtype="float32"))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras.layers import GRU, LSTM, GRUCell, LSTMCell, SimpleRNN, SimpleRNNCell
-from keras.src import testing
 
 import indy
 from cases import each_value, every_drawn_pair
@@ -19,7 +18,6 @@ from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
 from pairs import (
-    activity_loss,
     assert_close,
     assert_config_holds,
     assert_same,
@@ -105,7 +103,7 @@ def state_of(layer, batch=B):
     ]
 
 
-def by_hand(layer, x, initial_state=None, mask=None):
+def by_hand(layer, x, initial_state=None, mask=None, training=None):
     """What a DilatedRNN returns: one sequence and one step after the other."""
     rows = []
     for b, sequence in enumerate(tf.unstack(x)):
@@ -142,9 +140,7 @@ def by_hand(layer, x, initial_state=None, mask=None):
 
 
 def computed_by_hand(layer, x, states=None, mask=None):
-    def call(x, initial_state, mask, training):
-        return by_hand(layer, x, initial_state, mask)
-
+    call = functools.partial(by_hand, layer)
     return computed(layer, x, states, mask, call=call)
 
 
@@ -160,7 +156,11 @@ def test_equals_the_loop(case):
     if mask is not None:
         x[~mask] = np.nan  # which nobody reads
     values = tf.constant(x), state, mask
-    assert_same(computed(layer, *values), computed_by_hand(layer, *values))
+    expected = computed_by_hand(layer, *values)
+    assert_same(computed(layer, *values), expected)
+    shapes = layer.compute_output_shape(x.shape)
+    for i, shape in enumerate(shapes if layer.return_state else [shapes]):
+        assert expected[f"output 0 {i}"].shape == shape
 
 
 @pytest.fixture
@@ -339,33 +339,19 @@ def test_chunks_are_the_whole(kind, dilations, lengths, mask):
         restart()
 
 
-@pytest.mark.parametrize(
-    "shape, kind, return_sequences, return_state",
-    each_value(
-        [(None, None), (None, 7), (B, None), (B, 7)],
-        ["LSTMCell", "TwoStates"],
-        [False, True],
-        [True, False],
-    ),
-)
-def test_symbolic_shapes(shape, kind, return_sequences, return_state):
-    layer = stack(kind, (2, 3), "float32", return_sequences=return_sequences)
-    layer.return_state = return_state
-    x = keras.Input(batch_shape=(*shape, F))
-    symbolic = tf.nest.flatten(layer(x))
-    expected = [(*shape, N) if return_sequences else (shape[0], 2 * N)]
-    if return_state:
-        second = N if kind == "LSTMCell" else 3
-        sizes = [(2, N), (2, second), (3, N), (3, second)]
-        expected += [(shape[0], *size) for size in sizes]
-        assert layer.state_size == sizes
-    assert [tuple(y.shape) for y in symbolic] == expected
+@pytest.mark.parametrize("return_sequences", [False, True])
+def test_masks_of_outputs(return_sequences):
     mask = np.ones((B, 7), bool)
-    masks = layer.compute_mask(x, mask)
-    if return_state:
-        masks, *others = masks
-        assert others == [None] * 4
-    assert masks is (mask if return_sequences else None)
+    for states in ([], [None] * 4):
+        layer = stack(
+            "LSTMCell",
+            (2, 3),
+            return_sequences=return_sequences,
+            return_state=bool(states),
+        )
+        masks = layer.compute_mask(data(B, 7, F), mask)
+        expected = mask if return_sequences else None
+        assert masks is expected or masks == [expected, *states]
 
 
 def test_bidirectional():
@@ -400,15 +386,16 @@ def test_config_holds_every_argument():
 def test_saved_and_cloned_models_predict_the_same(tmp_path):
     """With all kinds of cells, and a regularizer of the outputs."""
     kinds = [SimpleRNNCell, TwoStates, SimpleRNN, LSTM, GRU, IndRNN]
-    l2 = keras.regularizers.L2(0.25)
     layer = DilatedRNN(
         [kind(N + index) for index, kind in enumerate(kinds)],
         [2, 3, 1, 1, 4, 2],
-        activity_regularizer=l2,
+        activity_regularizer="l2",
     )
     model = keras.Sequential([keras.Input((9, F)), filled(layer)])
     x = data(B, 9, F).astype("float32")
     expected = model(x)
+    (expected_loss,) = model.losses
+    assert expected_loss > 0
     loaded = reloaded(model, tmp_path)
     model.save_weights(tmp_path / "model.weights.h5")
     clone = keras.models.clone_model(model)
@@ -416,9 +403,7 @@ def test_saved_and_cloned_models_predict_the_same(tmp_path):
     clone.load_weights(tmp_path / "model.weights.h5")
     for each in (loaded, clone):
         np.testing.assert_array_equal(each(x), expected)
-        (loss,) = each.losses
-        target = activity_loss(0.25, expected)
-        np.testing.assert_allclose(loss, target, rtol=1e-5)
+        np.testing.assert_allclose(each.losses, [expected_loss], rtol=1e-5)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -445,7 +430,7 @@ def test_layers_equal_their_cells(mask, training):
 
 @pytest.mark.parametrize(
     "policy, atol",
-    [("mixed_float16", 1e-2), ("mixed_bfloat16", 1e-1), ("float64", 1e-5)],
+    [("mixed_float16", 1e-2), ("mixed_bfloat16", 1e-1)],
 )
 def test_dtype_policies(policy, atol):
     x, mask = data(B, 9, F), masked("holes", B, 9)
@@ -455,9 +440,8 @@ def test_dtype_policies(policy, atol):
         cells = [SimpleRNN(N, **options), GRUCell(N, **options)]
         layer = filled(DilatedRNN(cells, [2, 4], **STATES, **options))
         found.append(layer(x, mask=mask))
-        weights = "float64" if dtype == "float64" else "float32"
         outputs = dtype.removeprefix("mixed_")
-        assert {w.dtype for w in layer.trainable_weights} == {weights}
+        assert {w.dtype for w in layer.trainable_weights} == {"float32"}
         assert {y.dtype.name for y in found[-1]} == {outputs}
     for a, e in zip(*found, strict=True):
         np.testing.assert_allclose(tf.cast(a, "float32"), e, rtol=0, atol=atol)
@@ -480,12 +464,11 @@ def test_every_phase_has_the_same_dropout(kind, time, mask):
     state = [h0 for _ in layer.state_size]
     mask = None if mask is None else np.arange(time) < np.full((9, 1), 8)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, F])])
-    def unknown(x):
-        return layer(x, initial_state=state, mask=mask, training=True)
+    def call(x, training=True):
+        return layer(x, initial_state=state, mask=mask, training=training)
 
-    expected = layer(x, initial_state=state, mask=mask)
-    eager = layer(x, initial_state=state, mask=mask, training=True)
+    unknown = tf.function(call, [tf.TensorSpec([None, None, F])])
+    eager, expected = call(x), call(x, training=False)
     for y in (eager, unknown(x)):
         np.testing.assert_allclose(y[:, ::2], y[:, 1::2], atol=1e-6)
         assert np.abs(y - expected).max() > 0.01
@@ -657,23 +640,6 @@ def test_second_gradients():
     actual = second_gradient(layer, x, v)
     assert np.abs(actual).max() > 1e-3
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.filterwarnings("ignore:.shuffle=True. was passed:UserWarning")
-class ConformanceTest(testing.TestCase):
-    def test_it(self):
-        self.run_layer_test(
-            DilatedRNN,
-            init_kwargs={"cells": [TwoStates(N), SimpleRNN(N)], **ALL},
-            input_shape=(B, 4, F),
-            call_kwargs={"training": True},
-            expected_output_shape=(B, 4, N),
-            expected_num_trainable_weights=4,
-            expected_num_non_trainable_weights=0,
-            supports_masking=True,
-            # Cells that are given stay in float32.
-            run_mixed_precision_check=False,
-        )
 
 
 def test_only_ind_rnn_needs_another_file(monkeypatch):

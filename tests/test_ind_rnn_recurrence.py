@@ -19,6 +19,7 @@ from pairs import (
     B,
     F,
     N,
+    assert_close,
     assert_same,
     compiled,
     computed,
@@ -229,22 +230,6 @@ def test_number_of_parts(monkeypatch, shape, threads, parts):
 PASSES = "_forward", "_backward", "_parallel_forward", "_parallel_backward"
 
 
-@pytest.fixture
-def lengths(monkeypatch):
-    """The lengths for which passes are compiled, known when they run."""
-    seen = set()
-    for name in PASSES:
-        function = getattr(ind_rnn_recurrence, name)
-
-        def spy(step, x, *arguments, function=function, **options):
-            length = tf.shape(tf.nest.flatten(x)[0])[1]
-            tf.numpy_function(lambda t: seen.add(int(t)), [length], [])
-            return function(step, x, *arguments, **options)
-
-        monkeypatch.setattr(ind_rnn_recurrence, name, spy)
-    return seen
-
-
 @pytest.mark.parametrize(
     "mode, form, mask",
     [
@@ -253,8 +238,17 @@ def lengths(monkeypatch):
         ("eager", "parallel", None),
     ],
 )
-def test_many_lengths_need_few_programs(lengths, mode, form, mask):
+def test_many_lengths_need_few_programs(monkeypatch, mode, form, mask):
     """They share those of powers of two, in whatever order they come."""
+    passes, lengths = {**vars(ind_rnn_recurrence)}, set()
+    for name in PASSES:
+
+        def spy(step, x, *args, name=name, **kwargs):
+            length = tf.shape(tf.nest.flatten(x)[0])[1]
+            tf.numpy_function(lambda t: lengths.add(int(t)), [length], [])
+            return passes[name](step, x, *args, **kwargs)
+
+        monkeypatch.setattr(ind_rnn_recurrence, name, spy)
     case = {
         "mask": mask,
         "go_backwards": mask is None,
@@ -296,16 +290,6 @@ def test_where_a_layer_runs(monkeypatch):
         assert not on_gpu(tf.ones(2))
 
 
-class Scaled:
-    """An activation whose slope is that of an object."""
-
-    def __init__(self, slope):
-        self.slope = slope
-
-    def __call__(self, z):
-        return self.slope * z
-
-
 TEMPERATURE = tf.Variable(0.5, dtype="float64")
 SLOPE = tf.constant(0.5, "float64")
 # Whose output is no function of z alone.
@@ -330,30 +314,25 @@ def test_an_activation_that_is_no_function_takes_keras_loop(name):
 
 
 def test_an_activation_is_traced_once_and_both_passes_see_that():
-    calls, activation = [], Scaled(0.5)
+    calls, slope = [], [0.5]
 
-    def counted(z):
+    def activation(z):
         calls.append(1)
-        return activation(z)
+        return slope[0] * z
 
-    layer = IndRNN(N, activation=counted, dtype="float64")
-    x = tf.constant(data(B, T, F))
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x)
-    activation.slope = 9.0  # between the passes
-    gradient = tape.gradient(y, x)
-    assert calls == [1]
-    other = IndRNN(N, activation=Scaled(0.5), unroll=True, dtype="float64")
-    other.build(x.shape)
-    other.set_weights(layer.get_weights())
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        expected = other(x)
-    np.testing.assert_allclose(y, expected, rtol=1e-12)
-    np.testing.assert_allclose(gradient, tape.gradient(expected, x), rtol=1e-10)
-    layer(x), layer(x[:2])
-    tf.function(layer)(x)
+    fused, _ = pair({"activation": activation})
+    _, loop = pair({"activation": lambda z: 0.5 * z})
+    x, _, _ = inputs({})
+    results = []
+    for layer in (loop, fused):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        slope[0] = 9.0 if layer is fused else 0.5  # between the passes
+        results.append((y, tape.gradient(y, x)))
+    assert_close(*results, 1e-10)
+    fused(x), fused(x[:2])
+    tf.function(fused)(x)
     assert calls == [1]
 
 
