@@ -45,7 +45,7 @@ def fails_on(requirement, reason, raises=AssertionError, strict=True):
 # Keras 3.8 has no RMSNormalization.
 RMS = "rms" if hasattr(keras.layers, "RMSNormalization") else "layer"
 AXES = {
-    "dtype": ["float64", "float32"],
+    "dtype": ["float64", "float32", "mixed_float16", "mixed_bfloat16"],
     "activation": ["relu", "tanh", "sigmoid", "linear", softsign],
     "go_backwards": [False, True],
     "mask": [None, "right", "left", "holes", "row", "all"],
