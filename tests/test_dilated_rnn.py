@@ -24,6 +24,7 @@ from pairs import (
     compiled,
     computed,
     data,
+    fill,
     masked,
     reloaded,
     second_gradient,
@@ -86,8 +87,7 @@ AXES = {
 def filled(layer, shape=(B, None, F)):
     """The layer, built, with weights that depend on their shapes only."""
     layer.build(shape)
-    for i, w in enumerate(layer.trainable_weights):
-        w.assign(data(*w.shape, phase=i, scale=0.6))
+    fill(layer.trainable_weights, scale=0.6)
     return layer
 
 

@@ -14,6 +14,7 @@ from indy import IndyLSTM
 
 T, F, N, RATE = 40, 3, 6, 0.01
 U = [0.0, -0.5, 0.9, -0.99, 1.0, 1.02]
+START = {"recurrent_initializer": keras.initializers.Constant(U)}
 
 
 def data():
@@ -22,14 +23,8 @@ def data():
     return x, x.sum(axis=(1, 2), keepdims=True)[:, 0] + 5
 
 
-@keras.saving.register_keras_serializable()
-class Recurrent(keras.initializers.Initializer):
-    def __call__(self, shape, dtype=None):
-        return keras.ops.convert_to_tensor(U, dtype)
-
-
 def layer_of_u():
-    return IndRNN(N, recurrent_initializer=Recurrent())
+    return IndRNN(N, **START)
 
 
 def network(optimizer, make=layer_of_u, steps=T, **compiled):
@@ -104,20 +99,10 @@ def gradients_at(model, weights):
 @pytest.mark.parametrize(
     "make, steps",
     [
-        (
-            lambda: keras.layers.RNN(
-                IndRNNCell(N, recurrent_initializer=Recurrent())
-            ),
-            1000,
-        ),
+        (lambda: keras.layers.RNN(IndRNNCell(N, **START)), 1000),
         (lambda: DilatedRNN([layer_of_u()], [4]), T / 4),
         # Whose kernels are those of layers before the normalization
-        (
-            lambda: stacked_ind_rnn(
-                (T, F), N, 2, recurrent_initializer=Recurrent()
-            ),
-            T,
-        ),
+        (lambda: stacked_ind_rnn((T, F), N, 2, **START), T),
         # Whose gates are trained by Adam
         (
             lambda: keras.Sequential(
