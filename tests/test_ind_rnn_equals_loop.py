@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from cases import drawn, every_drawn_pair, every_pair
+from ind_rnn_recurrence import fused_step
 from pairs import (
     AXES,
     TOLERANCE,
@@ -77,8 +78,10 @@ def test_other_modes_and_lengths_equal_the_loop(case, mode):
     if not random:
         reference = functools.partial(computed, loop)
     function = compiled(fused, mode, inputs(case))
-    tf.config.run_functions_eagerly(mode == "run_functions_eagerly")
+    eagerly = mode == "run_functions_eagerly"
+    tf.config.run_functions_eagerly(eagerly)
     try:
+        assert (fused_step(fused.cell) is None) == eagerly
         for time in times:
             values = inputs(case, time=time)
             assert_same(function(*values), reference(*values), case["dtype"])
