@@ -3,6 +3,8 @@
 import itertools
 import os
 
+import numpy as np
+
 # In the environment: all cases of every test, not a cover of them.
 LONG = "LONG" in os.environ
 
@@ -12,7 +14,7 @@ def more(few, others):
     return [*few, *others] if LONG else few
 
 
-def covering(strength, cases):
+def _covering(strength, cases):
     """Few of these cases, with every `strength` values that meet in some.
 
     A case is a tuple. Each time the one with most that has not yet been seen.
@@ -36,7 +38,7 @@ def _of_product(strength, axes):
     product = list(itertools.product(*(range(len(axis)) for axis in axes)))
     return [
         tuple(axis[i] for axis, i in zip(axes, case, strict=True))
-        for case in covering(strength, product)
+        for case in _covering(strength, product)
     ]
 
 
@@ -50,8 +52,22 @@ def every_pair(*axes):
     return _of_product(2, axes)
 
 
-def assert_every_pair(cases, axes):
-    """Every two values of two axes occur together in some case."""
-    for a, b in itertools.combinations(axes, 2):
-        seen = {(case[a], case[b]) for case in cases}
-        assert seen == set(itertools.product(axes[a], axes[b])), (a, b)
+def drawn(axes, seed, **fixed):
+    """A case {name: value}: the options of `fixed`, all others drawn."""
+    rng = np.random.default_rng(seed)
+    case = {name: rng.choice(len(values)) for name, values in axes.items()}
+    return {name: axes[name][i] for name, i in case.items()} | fixed
+
+
+def every_drawn_pair(axes, draws):
+    """`every_pair` of axes by name, from so many draws. LONG: all draws."""
+    places = {name: range(len(values)) for name, values in axes.items()}
+    cases = [tuple(drawn(places, seed).values()) for seed in range(draws)]
+    cases = _covering(2, cases)
+    for a, b in itertools.combinations(range(len(axes)), 2):
+        pairs = itertools.product([*places.values()][a], [*places.values()][b])
+        assert {(case[a], case[b]) for case in cases} == {*pairs}
+    return [
+        {name: axes[name][i] for name, i in zip(axes, case, strict=True)}
+        for case in cases
+    ]

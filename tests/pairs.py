@@ -1,7 +1,7 @@
 """What the tests of IndRNN share: cases, data, and pairs of equal layers."""
 
-import functools
 import importlib.metadata
+import inspect
 
 import keras
 import numpy as np
@@ -45,7 +45,7 @@ def fails_on(requirement, reason, raises=AssertionError, strict=True):
 # Keras 3.8 has no RMSNormalization.
 RMS = "rms" if hasattr(keras.layers, "RMSNormalization") else "layer"
 AXES = {
-    "dtype": ["float64", "float32"],
+    "dtype": ["float64", "float32", "mixed_float16", "mixed_bfloat16"],
     "activation": ["relu", "tanh", "sigmoid", "linear", softsign],
     "go_backwards": [False, True],
     "mask": [None, "right", "left", "holes", "row", "all"],
@@ -55,6 +55,7 @@ AXES = {
     "use_bias": [True, False],
     "initial_state": [False, True],
     "stateful": [False, True],
+    "training": [True, True, False],
     "return_sequences": [False, True],
     "return_state": [False, True],
     "zero_output_for_mask": [False, True],
@@ -73,13 +74,12 @@ OF_LAYER = (
     "return_sequences",
     "return_state",
     "zero_output_for_mask",
+    "activity_regularizer",
 )
-
-
 # Of every argument of IndRNNCell, a value that is not its default.
 CELL_OPTIONS = {
     "units": N,
-    "activation": "tanh",
+    "activation": keras.activations.tanh,
     "use_kernel": False,
     "use_bias": False,
     "kernel_initializer": keras.initializers.Constant(2.0),
@@ -97,13 +97,6 @@ CELL_OPTIONS = {
     "recurrent_dropout": 0.2,
     "seed": 7,
 }
-
-
-def drawn(seed, **fixed):
-    """A case: the options of `fixed`, all others drawn from AXES."""
-    rng = np.random.default_rng(seed)
-    case = {name: rng.choice(len(values)) for name, values in AXES.items()}
-    return {name: AXES[name][i] for name, i in case.items()} | fixed
 
 
 def data(*shape, phase=0.0, scale=1.0):
@@ -165,14 +158,6 @@ def inputs(case, batch=B, time=T):
     ]
 
 
-def activity_loss(l2, y):
-    """That of an output; not every Keras divides it by the batch."""
-    layer = keras.layers.ActivityRegularization(l2=l2)
-    layer(y)
-    (loss,) = layer.losses
-    return loss
-
-
 def weighted(y):
     """A sum of y with fixed weights, whatever its shape."""
     weights = tf.sin(1 + 1.7 * tf.range(tf.size(y), dtype="float32"))
@@ -180,31 +165,61 @@ def weighted(y):
     return tf.reduce_sum(y * tf.cast(tf.reshape(weights, tf.shape(y)), y.dtype))
 
 
-def computed(layer, x, h, mask, training=True):
+def computed(layer, x, states=None, mask=None, training=True, call=None):
     """Outputs, states and every gradient of a call (of two, if stateful)."""
-    sources = {"x": x} | ({} if h is None else {"initial_state": h})
-    result = {}
+    sources = [x] if states is None else [x, *tf.nest.flatten(states)]
+    result, total = {}, 0.0
     with tf.GradientTape() as tape:
-        tape.watch(list(sources.values()))
-        sources |= {w.name: w.value for w in layer.trainable_weights}
-        total = 0.0
-        for call in range(2 if layer.stateful else 1):
-            y = layer(
-                x * (1 - call / 2),
-                initial_state=None if call else h,
+        tape.watch(sources)
+        for number in range(2 if layer.stateful else 1):
+            y = (call or layer)(
+                x * (1 - number / 2),
+                initial_state=None if number else states,
                 mask=mask,
                 training=training,
             )
             for i, part in enumerate(tf.nest.flatten(y)):
-                result[f"output {call} {i}"] = part
+                result[f"output {number} {i}"] = part
                 total += weighted(part)
-    gradients = tape.gradient(total, list(sources.values()))
-    for name, gradient in zip(sources, gradients, strict=True):
-        zeros = tf.zeros_like(sources[name])
-        result[f"gradient of {name}"] = zeros if gradient is None else gradient
-    if layer.stateful:
-        result["state"] = tf.identity(layer.states[0])
+    sources += [w.value for w in layer.trainable_weights]
+    gradients = tape.gradient(total, sources, unconnected_gradients="zero")
+    for i, gradient in enumerate(gradients):  # x, states, weights
+        result[f"gradient {i}"] = gradient
+    for i, state in enumerate(layer.states if layer.stateful else ()):
+        result[f"state {i}"] = tf.identity(state)
     return result
+
+
+def second_gradient(layer, x, v):
+    """The derivative, in the direction v, of the gradient of x."""
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = weighted(layer(x) ** 2)
+        product = tf.reduce_sum(inner.gradient(y, x) * v)
+    return outer.gradient(product, x)
+
+
+def assert_config_holds(cls, options):
+    """Every argument of a layer, here each with another value than its default.
+
+    And the layer has each of them as an attribute.
+    """
+    parameters = dict(inspect.signature(cls).parameters)
+    del parameters["kwargs"]
+    assert parameters.keys() == options.keys()
+    layer = cls(**options, name="memory", dtype="float64")
+    needed = [name for name, p in parameters.items() if p.default is p.empty]
+    default = cls(**{name: options[name] for name in needed}).get_config()
+    config = layer.get_config()
+    for name, value in options.items():
+        assert getattr(layer, name) == value, name
+        assert name in needed or config[name] != default.get(name), name
+    saved = keras.saving.serialize_keras_object(layer)
+    again = keras.saving.deserialize_keras_object(saved)
+    assert type(again) is cls and again.get_config() == config
+    assert again.name == "memory" and again.dtype == "float64"
 
 
 def assert_close(actual, expected, tolerance, name=""):
@@ -240,27 +255,25 @@ def reloaded(model, folder):
     return keras.models.load_model(folder / "model.keras")
 
 
-def compiled(layer, mode, values, training=True):
+def compiled(layer, mode, values):
     """`computed` of a layer; "unknown" hides B (if it may) and T."""
-    compute = functools.partial(computed, layer, training=training)
+
+    def function(x, h, mask):
+        return computed(layer, x, h, mask)
+
     if mode == "eager":
-        return compute
-    given = [value for value in values if value is not None]
-
-    def function(*given):
-        given = iter(given)
-        return compute(*(v if v is None else next(given) for v in values))
-
-    batch = len(values[0]) if layer.stateful else None
-    specs = [
-        tf.TensorSpec([batch, None, *v.shape[2:]], v.dtype)
-        if v is not values[1]
-        else tf.TensorSpec([batch, *v.shape[1:]], v.dtype)
-        for v in given
-    ]
-    function = tf.function(
-        function,
-        jit_compile=mode == "jit",
-        input_signature=specs if mode == "unknown" else None,
+        return function
+    function = tf.function(function, jit_compile=mode == "jit")
+    if mode != "unknown":
+        return function
+    x, h, mask = values
+    batch = len(x) if layer.stateful else None
+    x, h, mask = (
+        None if value is None else tf.TensorSpec(shape, value.dtype)
+        for value, shape in (
+            (x, (batch, None, x.shape[2])),
+            (h, (batch, N)),
+            (mask, (batch, None)),
+        )
     )
-    return lambda *values: function(*(v for v in values if v is not None))
+    return function.get_concrete_function(x, h, mask)

@@ -20,19 +20,14 @@ from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
 from ind_rnn_recurrence import fused_step
 from indy import IndyGRU, IndyLSTM
+from pairs import data, masked
 from reset_rnn import ResetRNN
 
 ON_JAX = keras.backend.backend() == "jax"
 B, T, F, N = 2, 21, 3, 4
 
 
-def data(*shape, phase=0.0):
-    """Deterministic, of both signs, in [0.2, 1] in magnitude, float32."""
-    x = np.sin(1 + phase + 1.7 * np.arange(np.prod(shape))).reshape(shape)
-    return (np.sign(x) * (0.2 + 0.8 * np.abs(x))).astype("float32")
-
-
-MASK = np.sin(3.0 * np.arange(B * T)).reshape(B, T) > -0.3
+MASK = masked("holes", B, T)
 FLAGS = "mask", "reset"
 CASES = [
     (IndRNN, {"implementation": "sequential", "recurrent_max_abs": 0.5}, FLAGS),
@@ -48,7 +43,7 @@ CASES = [
 def test_one_step_of_training_is_that_of_the_loop(case, jit_compile):
     """Its size shows the gradients."""
     kind, options, flags = case
-    values = {"x": data(B, T, F)}
+    values = {"x": data(B, T, F).astype("float32")}
     values |= {name: MASK[:: (-1) ** i] for i, name in enumerate(flags)}
     of_cell = {k: v for k, v in options.items() if k != "implementation"}
     results = []
@@ -85,7 +80,7 @@ def test_networks_learn_and_are_saved(tmp_path):
         ]
     )
     model.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=ON_JAX)
-    x = data(16, T, F)
+    x = data(16, T, F).astype("float32")
     y = x[:, -3:, 0].sum(axis=1, keepdims=True)
     losses = model.fit(x, y, epochs=30, verbose=0).history["loss"]
     assert losses[-1] < 0.3 * losses[0]

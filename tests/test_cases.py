@@ -9,6 +9,11 @@ import cases
 AXES = [["a", "b", "c"], [None, 0.5], [{}, {"x": 1}, {"y": 2}, {}], [1, 2]]
 
 
+def drawn(*axes):
+    found = cases.every_drawn_pair(dict(enumerate(axes)), 300)
+    return [tuple(case[i] for i in range(len(axes))) for case in found]
+
+
 def numbered(chosen):
     """Cases by the places of their values, which need not be hashable."""
     return [
@@ -21,24 +26,24 @@ def numbered(chosen):
 
 
 @pytest.mark.parametrize(
-    "choose, strength", [(cases.each_value, 1), (cases.every_pair, 2)]
+    "choose, strength, most, all_of_them",
+    [
+        (cases.each_value, 1, 4, 48),
+        (cases.every_pair, 2, 14, 48),
+        (drawn, 2, 18, 300),
+    ],
 )
-def test_nothing_is_left_out(choose, strength, monkeypatch):
-    monkeypatch.setattr(cases, "LONG", False)
-    found = numbered(choose(*AXES))
-    for axes in itertools.combinations(range(len(AXES)), strength):
-        seen = {tuple(case[i] for i in axes) for case in found}
-        sizes = (range(len(AXES[i])) for i in axes)
-        assert seen == set(itertools.product(*sizes))
-    assert len(found) <= (4, 14)[strength - 1]
-    monkeypatch.setattr(cases, "LONG", True)
-    product = itertools.product(*(range(len(axis)) for axis in AXES))
-    assert numbered(choose(*AXES)) == list(product)
+def test_nothing_is_left_out(choose, strength, most, all_of_them, monkeypatch):
+    for is_long in (False, True):
+        monkeypatch.setattr(cases, "LONG", is_long)
+        found = numbered(choose(*AXES))
+        for axes in itertools.combinations(range(len(AXES)), strength):
+            seen = {tuple(case[i] for i in axes) for case in found}
+            sizes = (range(len(AXES[i])) for i in axes)
+            assert seen == set(itertools.product(*sizes))
+        assert len(found) == all_of_them if is_long else len(found) <= most
 
 
-def test_pairs_that_are_missing_are_found():
-    axes = {"a": [1, 2], "b": [3, 4]}
-    every = [{"a": 1, "b": 3}, {"a": 2, "b": 4}, {"a": 1, "b": 4}]
+def test_draws_without_a_pair_are_an_error():
     with pytest.raises(AssertionError):
-        cases.assert_every_pair(every, axes)
-    cases.assert_every_pair([*every, {"a": 2, "b": 3}], axes)
+        cases.every_drawn_pair({"a": [1, 2], "b": [3, 4]}, 3)

@@ -34,7 +34,7 @@ MODULES = {path.stem for path in TESTS.parent.glob("*.py")} - {"setup"}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module, least", [("ind_rnn_cell", 70), ("dilated_rnn", 115)]
+    "module, least", [("ind_rnn_cell", 40), ("dilated_rnn", 100)]
 )
 def test_copied_file(module, least, tmp_path):
     for path in (

@@ -1,8 +1,8 @@
 """IndRNN against `keras.layers.RNN(IndRNNCell)`: all it returns, all gradients.
 
 Eagerly, with T = 7: of 300 draws of all options (`LONG=1`: each of them) so
-many that every two values of two options meet. Compiled forms, other T, fit and
-half precision: smaller draws of the same.
+many that every two values of two options meet. Compiled forms, other T and fit:
+smaller draws of the same.
 """
 
 import functools
@@ -10,8 +10,10 @@ import functools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from cases import assert_every_pair, covering, each_value, every_pair
+from cases import drawn, every_drawn_pair, every_pair
+from ind_rnn_recurrence import fused_step
 from pairs import (
     AXES,
     TOLERANCE,
@@ -23,7 +25,6 @@ from pairs import (
     compiled,
     computed,
     data,
-    drawn,
     inputs,
     pair,
     softsign,
@@ -33,34 +34,31 @@ TIMES = {
     "function": (1, 7),
     "unknown": (2, 7, 1),
     "jit": (1, 7),
+    "run_functions_eagerly": (2,),
 }
 RANDOM = ("dropout", "recurrent_dropout")
-CASES = [
-    dict(zip(AXES, case, strict=True))
-    for case in covering(
-        2, [tuple(drawn(seed).values()) for seed in range(300)]
-    )
-]
 
 
-def test_cover():
-    assert_every_pair(CASES, AXES)
-
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", every_drawn_pair(AXES, 300))
 def test_equals_the_loop(case):
     fused, loop = pair(case)
-    values = inputs(case)
-    assert_same(
-        computed(fused, *values), computed(loop, *values), case["dtype"]
-    )
+    x, *values = inputs(case)
+    expected = computed(loop, x, *values, training=case["training"])
+    if case["mask"] and not case["use_kernel"]:
+        # Nobody reads it. (The gradient of a kernel is NaN, in Keras too.)
+        x = tf.where(values[1][:, :, None], x, np.nan)
+    actual = computed(fused, x, *values, training=case["training"])
+    assert_same(actual, expected, case["dtype"])
+    mixed = case["dtype"].startswith("mixed")
+    weights = "float32" if mixed else case["dtype"]
+    assert {w.dtype for w in fused.trainable_weights} == {weights}
     if case["stateful"]:
         fused.reset_state()
         assert not np.any(fused.states[0])
 
 
 COMPILED = [
-    (drawn(i, activation=activation), mode)
+    (drawn(AXES, i, activation=activation), mode)
     for i, (activation, mode) in enumerate(
         every_pair(["relu", softsign], TIMES)
     )
@@ -80,49 +78,36 @@ def test_other_modes_and_lengths_equal_the_loop(case, mode):
     if not random:
         reference = functools.partial(computed, loop)
     function = compiled(fused, mode, inputs(case))
-    for time in times:
-        values = inputs(case, time=time)
-        assert_same(function(*values), reference(*values), case["dtype"])
+    eagerly = mode == "run_functions_eagerly"
+    tf.config.run_functions_eagerly(eagerly)
+    try:
+        assert (fused_step(fused.cell) is None) == eagerly
+        for time in times:
+            values = inputs(case, time=time)
+            assert_same(function(*values), reference(*values), case["dtype"])
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 @pytest.mark.parametrize(
-    "activation, policy, seed",
-    each_value(
-        ["relu", "tanh", softsign],
-        ["mixed_float16", "mixed_bfloat16"],
-        range(2),
-    ),
+    "dtype, jit_compile, activation, regularizer",
+    [("float32", True, "relu", "l2"), ("float64", False, softsign, None)],
 )
-def test_mixed_precision(activation, policy, seed):
-    case = drawn(seed, dtype=policy, activation=activation)
-    fused, loop = pair(case)
-    values = inputs(case)
-    actual = computed(fused, *values)
-    assert_same(actual, computed(loop, *values), policy)
-    assert {w.dtype for w in fused.trainable_weights} == {"float32"}
-    assert actual["gradient of recurrent_kernel"].dtype == "float32"
-    assert actual["output 0 0"].dtype == policy.removeprefix("mixed_")
-
-
-@pytest.mark.parametrize(
-    "dtype, jit_compile, activation",
-    [("float32", True, "relu"), ("float64", False, softsign)],
-)
-def test_fit_equals_the_loop(dtype, jit_compile, activation):
+def test_fit_equals_the_loop(dtype, jit_compile, activation, regularizer):
     options = {"dtype": dtype, "activation": activation}
+    second = {"use_kernel": False, "activity_regularizer": regularizer}
     models = [
         keras.Sequential(
             [
                 keras.Input((None, F), dtype=dtype),
                 keras.layers.Masking(dtype=dtype),
-                first,
-                second,
+                *layers,
                 keras.layers.Dense(1, dtype=dtype),
             ]
         )
-        for first, second in zip(
+        for layers in zip(
             pair({**options, "return_sequences": True}, bound=1.1),
-            pair({**options, "use_kernel": False}, bound=1.1),
+            pair({**options, **second}, bound=1.1),
             strict=True,
         )
     ]
@@ -135,19 +120,7 @@ def test_fit_equals_the_loop(dtype, jit_compile, activation):
     for model, jit in zip(models, (jit_compile, False), strict=True):
         model.compile(keras.optimizers.SGD(0.005), "mse", jit_compile=jit)
         model.fit(x, y, batch_size=B, epochs=2, shuffle=False, verbose=0)
+        assert len(model.losses) == (regularizer is not None)
     for start, *ends in zip(before, *(m.get_weights() for m in models)):
         assert np.abs(start - ends[1]).max() > 1e-3
         np.testing.assert_allclose(*ends, rtol=0, atol=TOLERANCE[dtype])
-
-
-def test_dropout_masks_are_those_of_the_loop():
-    case = {"dropout": 0.3, "recurrent_dropout": 0.4, "return_sequences": True}
-    fused, loop = pair(case)
-    plain, _ = pair({**case, "dropout": 0.0, "recurrent_dropout": 0.0})
-    x, _, _ = inputs(case)
-    first, second = fused(x, training=True), fused(x, training=True)
-    np.testing.assert_allclose(first, loop(x, training=True), atol=1e-12)
-    np.testing.assert_allclose(second, loop(x, training=True), atol=1e-12)
-    assert np.abs(first - second).max() > 0.1
-    np.testing.assert_array_equal(fused(x), plain(x))
-    assert np.abs(first - fused(x)).max() > 0.1

@@ -10,12 +10,11 @@ import tensorflow as tf
 
 import ind_rnn_recurrence
 import parallel_scan
-from cases import each_value, every_pair
+from cases import each_value, every_drawn_pair, every_pair
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell, IndRNNStep
 from ind_rnn_recurrence import PADDED_LENGTHS, Steps, fused_step, without_xla
 from pairs import (
-    AXES,
     B,
     F,
     N,
@@ -86,21 +85,14 @@ OF_PARALLEL = {
     "recurrent_dropout": (0.0, 0.4),
     "initial_state": (False, True),
     "use_bias": (False, True),
+    "mask": (None, "holes", "left"),
 }
 
 
-@pytest.mark.parametrize(
-    "case, mask",
-    [*zip(every_pair(*OF_PARALLEL.values()), itertools.cycle(AXES["mask"]))],
-)
-def test_parallel_equals_the_loop(case, mask):
-    case = {
-        **dict(zip(OF_PARALLEL, case, strict=True)),
-        "mask": mask,
-        "implementation": "parallel",
-        "return_sequences": True,
-        "return_state": True,
-    }
+@pytest.mark.parametrize("case", every_drawn_pair(OF_PARALLEL, 100))
+def test_parallel_equals_the_loop(case):
+    always = "return_sequences", "return_state"
+    case = {**case, **dict.fromkeys(always, True), "implementation": "parallel"}
     time = case["time"]
     parallel, loop = pair(case, bound=2 ** (1 / time))
     values = inputs(case, time=time)
@@ -108,27 +100,6 @@ def test_parallel_equals_the_loop(case, mask):
     mode = "function" if case["recurrent_dropout"] else "jit"
     function = compiled(parallel, mode, values)
     assert_same(function(*values), computed(loop, *values))
-
-
-def test_parallel_where_powers_overflow():
-    """u^T is infinite; ReLU keeps some states at zero, others at limits."""
-    time = 120
-    x = np.abs(data(2, time, 4)) * np.array([-1, 1, -1, 1])
-    u = np.array([4.5, -4.5, -9.0, 0.9])
-    results = []
-    for form in FORMS:
-        layer = IndRNN(
-            4,
-            use_kernel=False,
-            return_sequences=True,
-            implementation=form,
-            dtype="float32",
-        )
-        layer.build((2, time, 4))
-        layer.set_weights([u, np.zeros(4)])
-        results.append(layer(x).numpy())
-    assert np.isfinite(results[0]).all() and results[0][:, :, 3].min() > 0
-    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)
 
 
 def test_parallel_has_few_dependent_steps(monkeypatch):
@@ -164,8 +135,6 @@ def test_impossible_implementations():
     call = tf.function(layer, input_signature=[tf.TensorSpec((2, None, 3))])
     with pytest.raises(ValueError, match='`implementation="parallel"`.*None'):
         call.get_concrete_function()
-    again = IndRNN.from_config(layer.get_config())
-    assert again.implementation == "parallel"
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -253,45 +222,28 @@ def test_number_of_parts(monkeypatch, shape, threads, parts):
 PASSES = "_forward", "_backward", "_parallel_forward", "_parallel_backward"
 
 
-@pytest.fixture
-def lengths(monkeypatch):
-    """The lengths for which passes are compiled, known when they run."""
-    seen = set()
+@pytest.mark.parametrize(
+    "mode, form, mask",
+    [
+        ("unknown", "sequential", None),
+        ("eager", "sequential", "holes"),
+        ("eager", "parallel", None),
+    ],
+)
+def test_many_lengths_need_few_programs(monkeypatch, mode, form, mask):
+    """They share those of powers of two, in whatever order they come."""
+    passes, lengths = {**vars(ind_rnn_recurrence)}, set()
     for name in PASSES:
-        function = getattr(ind_rnn_recurrence, name)
 
-        def spy(step, x, *arguments, function=function, **options):
+        def spy(step, x, *args, name=name, **kwargs):
             length = tf.shape(tf.nest.flatten(x)[0])[1]
-            tf.numpy_function(lambda t: seen.add(int(t)), [length], [])
-            return function(step, x, *arguments, **options)
+            tf.numpy_function(lambda t: lengths.add(int(t)), [length], [])
+            return passes[name](step, x, *args, **kwargs)
 
         monkeypatch.setattr(ind_rnn_recurrence, name, spy)
-    return seen
-
-
-def test_a_stream_of_many_lengths_needs_few_programs(lengths):
-    fused, loop = pair({"return_sequences": True, "go_backwards": True})
-    signature = [tf.TensorSpec((B, None, F), "float64")]
-    call, expected = (
-        tf.function(layer, input_signature=signature) for layer in (fused, loop)
-    )
-    for time in (1, 2, 15, 16, 17, 40, 64, 65, 200):
-        x = inputs({}, time=time)[0]
-        assert_close(call(x), expected(x), 1e-10)
-    assert lengths == {16, 32, 64, 128, 256} <= {*PADDED_LENGTHS}
-
-
-@pytest.mark.parametrize(
-    "form, go_backwards, mask",
-    each_value(FORMS, [False, True], [None, "holes"]),
-)
-def test_eager_calls_of_many_lengths_need_few_programs(
-    lengths, form, go_backwards, mask
-):
-    """They share those of powers of two, in whatever order they come."""
     case = {
         "mask": mask,
-        "go_backwards": go_backwards,
+        "go_backwards": mask is None,
         "initial_state": True,
         "recurrent_dropout": 0.3,
         "return_sequences": True,
@@ -299,10 +251,11 @@ def test_eager_calls_of_many_lengths_need_few_programs(
         "implementation": form,
     }
     fused, loop = pair(case)
+    function = compiled(fused, mode, inputs(case))
     for time in (20, 3, 2, 16, 17, 32, 33):
         values = inputs(case, time=time)
-        assert_same(computed(fused, *values), computed(loop, *values))
-    assert lengths == {16, 32, 64}
+        assert_same(function(*values), computed(loop, *values))
+    assert lengths == {16, 32, 64} <= {*PADDED_LENGTHS}
 
 
 def test_where_a_layer_runs(monkeypatch):
@@ -329,20 +282,12 @@ def test_where_a_layer_runs(monkeypatch):
         assert not on_gpu(tf.ones(2))
 
 
-class Scaled:
-    """An activation whose slope is that of an object."""
-
-    def __init__(self, slope):
-        self.slope = slope
-
-    def __call__(self, z):
-        return self.slope * z
-
-
 TEMPERATURE = tf.Variable(0.5, dtype="float64")
 SLOPE = tf.constant(0.5, "float64")
 # Whose output is no function of z alone.
 IMPURE = {
+    "layer with weights": keras.layers.PReLU("ones", dtype="float64"),
+    "layer with other state": keras.layers.Dropout(0.5, dtype="float64"),
     "noise": lambda z: z + tf.random.normal(tf.shape(z), dtype=z.dtype),
     "Keras' noise": lambda z: keras.random.dropout(z, 0.5),
     "outer tensor": lambda z: SLOPE * z,
@@ -361,30 +306,25 @@ def test_an_activation_that_is_no_function_takes_keras_loop(name):
 
 
 def test_an_activation_is_traced_once_and_both_passes_see_that():
-    calls, activation = [], Scaled(0.5)
+    calls, slope = [], [0.5]
 
-    def counted(z):
+    def activation(z):
         calls.append(1)
-        return activation(z)
+        return slope[0] * z
 
-    layer = IndRNN(N, activation=counted, dtype="float64")
-    x = tf.constant(data(B, T, F))
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x)
-    activation.slope = 9.0  # between the passes
-    gradient = tape.gradient(y, x)
-    assert calls == [1]
-    other = IndRNN(N, activation=Scaled(0.5), unroll=True, dtype="float64")
-    other.build(x.shape)
-    other.set_weights(layer.get_weights())
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        expected = other(x)
-    np.testing.assert_allclose(y, expected, rtol=1e-12)
-    np.testing.assert_allclose(gradient, tape.gradient(expected, x), rtol=1e-10)
-    layer(x), layer(x[:2])
-    tf.function(layer)(x)
+    fused, _ = pair({"activation": activation})
+    _, loop = pair({"activation": lambda z: 0.5 * z})
+    x, _, _ = inputs({})
+    results = []
+    for layer in (loop, fused):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        slope[0] = 9.0 if layer is fused else 0.5  # between the passes
+        results.append((y, tape.gradient(y, x)))
+    assert_close(*results, 1e-10)
+    fused(x), fused(x[:2])
+    tf.function(fused)(x)
     assert calls == [1]
 
 
@@ -420,61 +360,47 @@ def test_half_precision_adds_up_in_single(dtype, form):
     np.testing.assert_array_equal(result, expected)
 
 
-def test_one_step_needs_no_program():
-    layer, _ = pair({"return_sequences": True})
-    step = tf.function(layer).get_concrete_function(
-        tf.TensorSpec((B, 1, F), "float64")
-    )
-    graph = step.graph.as_graph_def()
-    nodes = [*graph.node]
-    for inner in graph.library.function:
-        nodes += inner.node_def
-        assert not inner.attr["_XlaMustCompile"].b
-    assert not [node.op for node in nodes if "Xla" in node.op]
+SPIKE = np.array([[1.0]] * 2 + [[0.0]] * 18)
 
 
-def test_gradients_before_a_reset_are_finite():
-    """Those after it overflow, and must not reach the steps before it."""
-    x, reset = np.ones((1, 120, 1), "float32"), np.zeros((1, 120), bool)
-    reset[:, 10] = True
-    gradients = []
-    for implementation in ("sequential", "parallel"):
+@pytest.mark.parametrize(
+    "u, x, reset_at",
+    [
+        # u^T is infinite; ReLU keeps some states at zero, others at limits.
+        ([4.5, -4.5, -9.0, 0.9], abs(data(120, 4)) * [-1, 1, -1, 1], None),
+        # Infinity is to be seen, and 0 * infinity must not become NaN.
+        ([1.0], 3e38 * SPIKE, None),
+        ([0.0], SPIKE, None),
+        # Gradients after the reset overflow, and must not reach those before.
+        ([4.5], np.ones((120, 1)), 10),
+    ],
+)
+def test_extreme_numbers(u, x, reset_at):
+    x = tf.constant(x[None], "float32")
+    reset = None if reset_at is None else np.arange(120)[None] == reset_at
+    outputs, gradients = [], []
+    for form in FORMS:
         layer = IndRNN(
-            1,
-            recurrent_initializer=keras.initializers.Constant(4.5),
-            kernel_initializer="ones",
+            len(u),
+            use_kernel=False,
             return_sequences=True,
-            implementation=implementation,
+            implementation=form,
         )
+        layer.build(x.shape)
+        layer.set_weights([np.array(u), np.zeros(len(u))])
 
         @tf.function
-        def gradient(x):
+        def call(x):
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 y = layer(x, reset=reset)
-            return tape.gradient(y, x)
+            return y, tape.gradient(y, x)[:, :reset_at]
 
-        gradients.append(gradient(tf.constant(x))[:, :10])
-    assert np.isfinite(gradients[0]).all()
+        for results, value in zip((outputs, gradients), call(x)):
+            results.append(value.numpy())
+    assert not np.isnan(outputs).any() and np.isfinite(gradients).all()
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(*gradients, rtol=1e-5)
-
-
-@pytest.mark.parametrize("u, x", [(1.0, 3e38), (0.0, 1.0)])
-def test_what_overflows_and_what_is_forgotten_at_once(u, x):
-    """Infinity is to be seen, and 0 * infinity must not become NaN."""
-    values = np.zeros((1, 20, 1), "float32")
-    values[:, :2] = x
-    outputs = []
-    for implementation in ("sequential", "parallel"):
-        layer = IndRNN(
-            1,
-            recurrent_initializer=keras.initializers.Constant(u),
-            kernel_initializer="ones",
-            return_sequences=True,
-            implementation=implementation,
-        )
-        outputs.append(np.asarray(tf.function(layer)(values)))
-    np.testing.assert_array_equal(*outputs)
 
 
 def test_without_xla_may_be_nested():

@@ -1,12 +1,10 @@
-"""IndRNNCell in TF1-style code; test_tf1.py runs this file in processes of
-their own, for TF_USE_LEGACY_KERAS and graphs are of a whole process.
+"""IndRNNCell in TF1-style code; test_tf1.py runs this file in a process of its
+own, for TF_USE_LEGACY_KERAS and graphs are of a whole process.
 
-    TF_USE_LEGACY_KERAS=1 python tests/tf1.py eager
-    TF_USE_LEGACY_KERAS=1 python tests/tf1.py graph
+    TF_USE_LEGACY_KERAS=1 python tests/tf1.py
 """
 
 import os
-import sys
 import tempfile
 import warnings
 
@@ -24,8 +22,8 @@ X = np.sin(1 + np.arange(B * T * F)).reshape(B, T, F).astype("float32")
 NAMES = ["kernel", "recurrent_kernel", "bias"]
 
 
-def new_cell():
-    return IndRNNCell(N, recurrent_max_abs=BOUND)
+def new_cell(**options):
+    return IndRNNCell(N, recurrent_max_abs=BOUND, **options)
 
 
 def new_stack():
@@ -58,6 +56,12 @@ def check_stack(outputs, states, weights):
     check(states[1], second_state)
 
 
+def initialized():
+    session = v1.Session()
+    session.run(v1.global_variables_initializer())
+    return session
+
+
 def eager():
     cells, stack = new_stack()
     outputs, states = v1.nn.dynamic_rnn(stack, X, dtype=tf.float32)
@@ -65,39 +69,23 @@ def eager():
     check_stack(outputs, states, weights)
 
 
-def train(loss, optimizer, steps=20):
-    """The losses of so many steps, in a session of their own."""
-    update = optimizer.minimize(loss)
-    session = v1.Session()
-    session.run(v1.global_variables_initializer())
-    return session, [session.run([loss, update])[0] for _ in range(steps)]
-
-
-def outwards(outputs, cell):
-    """A loss under which every u is drawn outward, beyond its bound."""
-    loss = tf.reduce_mean((outputs - 1) ** 2)
-    return loss - tf.reduce_mean(cell.bounded_recurrent_kernel)
-
-
-def stack_with_dynamic_rnn():
+def stack_is_trained():
+    """With a loss that draws every u outward, beyond its bound."""
     x = v1.placeholder(tf.float32, [None, None, F])
     cells, stack = new_stack()
     outputs, states = v1.nn.dynamic_rnn(stack, x, dtype=tf.float32)
     variables = v1.trainable_variables()
     names = [v.name.split("/")[-1].split(":")[0] for v in variables]
     assert names == NAMES * 2
-    update = v1.train.GradientDescentOptimizer(1.0).minimize(
-        outwards(outputs, cells[0])
-    )
-    with v1.Session() as session:
-        session.run(v1.global_variables_initializer())
+    in_use = cells[0].bounded_recurrent_kernel
+    loss = tf.reduce_mean((outputs - 1) ** 2) - tf.reduce_mean(in_use)
+    update = v1.train.GradientDescentOptimizer(1.0).minimize(loss)
+    with initialized() as session:
         for steps in (0, 100):
             for _ in range(steps):
                 session.run(update, {x: X})
             check_stack(*session.run([outputs, states, variables], {x: X}))
-        u, in_use = session.run(
-            [variables[1], cells[0].bounded_recurrent_kernel]
-        )
+        u, in_use = session.run([variables[1], in_use])
     assert (np.abs(u) > BOUND).any()
     limit = np.float32(BOUND)
     np.testing.assert_array_equal(in_use, np.clip(u, -limit, limit))
@@ -110,8 +98,7 @@ def initial_states():
     # A sequence in two parts, with the states of the first.
     start, between = v1.nn.dynamic_rnn(stack, X[:, :2], dtype=tf.float32)
     end, last = v1.nn.dynamic_rnn(stack, X[:, 2:], initial_state=between)
-    with v1.Session() as session:
-        session.run(v1.global_variables_initializer())
+    with initialized() as session:
         check_stack(*session.run([outputs, states, v1.trainable_variables()]))
         parts = tf.concat([start, end], axis=1)
         check(*session.run([parts, outputs]))
@@ -119,73 +106,24 @@ def initial_states():
     assert len(v1.trainable_variables()) == 6
 
 
-def optimizers():
-    cell = new_cell()
-    outputs, _ = v1.nn.dynamic_rnn(cell, X, dtype=tf.float32)
-    loss, in_use = outwards(outputs, cell), cell.bounded_recurrent_kernel
-    _, raw, _ = v1.trainable_variables()
-    for optimizer in (
-        v1.train.MomentumOptimizer(0.1, 0.9),
-        v1.train.AdagradOptimizer(0.5),
-        v1.train.RMSPropOptimizer(0.05),
-        v1.train.AdamOptimizer(0.05),
-        v1.train.FtrlOptimizer(0.5),
-    ):
-        session, losses = train(loss, optimizer, steps=50)
-        name = type(optimizer).__name__
-        assert losses[-1] < losses[0] - 0.1, (name, losses)
-        u, used = session.run([raw, in_use])
-        assert np.abs(u).max() > BOUND, name
-        assert np.abs(used).max() <= np.float32(BOUND), name
-        session.close()
+def one_step(cell):
+    return cell(X[:, 0], cell.zero_state(B, tf.float32))[0]
 
 
-def saver():
-    def build():
-        # Names are counted in a process: those of a second cell differ, but
-        # not with a name of one's own. The state of random numbers has none.
-        cell = IndRNNCell(N, recurrent_max_abs=BOUND, name="remembers")
-        outputs, _ = v1.nn.dynamic_rnn(cell, X, dtype=tf.float32)
-        optimizer = v1.train.AdamOptimizer(0.05)
-        update = optimizer.minimize(outwards(outputs, cell))
-        variables = [v for v in v1.global_variables() if "seed" not in v.name]
-        return variables, outputs, update, v1.train.Saver(variables)
-
-    with tempfile.TemporaryDirectory() as directory:
-        variables, outputs, update, saver = build()
-        with v1.Session() as session:
-            session.run(v1.global_variables_initializer())
-            for _ in range(20):
-                session.run(update)
-            path = saver.save(session, os.path.join(directory, "model"))
-            saved = session.run([outputs, *variables])
-            session.run(update)
-            after = session.run([outputs, *variables])
-        names = [v.name for v in variables]
-        assert names[:3] == [f"remembers/{name}:0" for name in NAMES], names
-        with tf.Graph().as_default(), v1.Session() as session:
-            variables, outputs, update, saver = build()
-            saver.restore(session, path)
-            restored = session.run([outputs, *variables])
-            session.run(update)
-            further = session.run([outputs, *variables])
-    # Three weights, two moments of each, two powers of beta.
-    assert [v.name for v in variables] == names and len(names) == 11
-    for old, new in zip(saved + after, restored + further, strict=True):
-        np.testing.assert_array_equal(old, new)
-    assert (after[0] != saved[0]).any()
+def dynamic_rnn(cell, **options):
+    return v1.nn.dynamic_rnn(cell, X, dtype=tf.float32, **options)
 
 
-def one_step(cell, x):
-    return cell(x[:, 0], cell.zero_state(B, tf.float32))[0]
+def static_rnn(cell, **options):
+    steps = tf.unstack(tf.constant(X), axis=1)
+    y, state = v1.nn.static_rnn(cell, steps, dtype=tf.float32, **options)
+    return tf.stack(y, axis=1), state
 
 
-def steps(x):
-    return tf.unstack(tf.constant(x), axis=1)
-
-
-def dynamic_rnn(cell):
-    return v1.nn.dynamic_rnn(cell, X, dtype=tf.float32)
+def bidirectional_rnn(cell, backward=None, **options):
+    return v1.nn.bidirectional_dynamic_rnn(
+        cell, backward or new_cell(), X, dtype=tf.float32, **options
+    )
 
 
 def scoped(cell):
@@ -195,16 +133,12 @@ def scoped(cell):
 
 LOOPS = {
     "dynamic_rnn": dynamic_rnn,
-    "static_rnn": lambda cell: v1.nn.static_rnn(
-        cell, steps(X), dtype=tf.float32
-    ),
-    "a call": lambda cell: one_step(cell, X),
+    "static_rnn": static_rnn,
+    "a call": one_step,
     "MultiRNNCell": lambda cell: dynamic_rnn(
         v1.nn.rnn_cell.MultiRNNCell([cell])
     ),
-    "bidirectional": lambda cell: v1.nn.bidirectional_dynamic_rnn(
-        cell, new_cell(), X, dtype=tf.float32
-    ),
+    "bidirectional": bidirectional_rnn,
     "scope": scoped,
 }
 
@@ -214,18 +148,15 @@ def names_of_checkpoints():
     expected, path = [f"remembers/{name}:0" for name in NAMES], None
     with tempfile.TemporaryDirectory() as directory:
         for loop, build in LOOPS.items():
-            with tf.Graph().as_default(), v1.Session() as session:
+            with tf.Graph().as_default():
                 v1.set_random_seed(len(loop))
-                cell = IndRNNCell(N, recurrent_max_abs=BOUND, name="remembers")
+                cell = new_cell(name="remembers")
                 build(cell)
-                y = one_step(cell, X)
+                y = one_step(cell)
                 variables = v1.trainable_variables()[:3]
-                assert [v.name for v in variables] == expected, (
-                    loop,
-                    variables,
-                )
-                saver = v1.train.Saver(variables)
-                session.run(v1.global_variables_initializer())
+                names = [v.name for v in variables]
+                assert names == expected, (loop, names)
+                saver, session = v1.train.Saver(variables), initialized()
                 if path is None:
                     path = saver.save(session, os.path.join(directory, "model"))
                     saved = session.run(y)
@@ -233,41 +164,25 @@ def names_of_checkpoints():
                     assert (session.run(y) != saved).any(), loop
                     saver.restore(session, path)
                     np.testing.assert_array_equal(session.run(y), saved)
+                session.close()
 
 
 def sequence_lengths():
-    for loop, inputs in ((v1.nn.dynamic_rnn, X), (v1.nn.static_rnn, steps(X))):
-        for lengths in ((T,) * B, LENGTHS):
-            options = {"dtype": tf.float32}
-            if lengths is LENGTHS:
-                options["sequence_length"] = lengths
-            cell = new_cell()
-            outputs, state = loop(cell, inputs, **options)
-            if isinstance(outputs, list):
-                outputs = tf.stack(outputs, axis=1)
-            optimizer = v1.train.AdamOptimizer(0.01)
-            session, losses = train(outwards(outputs, cell), optimizer)
-            assert losses[-1] < losses[0]
-            variables = v1.trainable_variables()[-3:]
-            weights = session.run(variables)
-            found = session.run([outputs, state])
-            for part, expected in zip(found, oracle(X, weights, lengths)):
-                check(part, expected)
+    for loop in (dynamic_rnn, static_rnn):
+        y = loop(new_cell(), sequence_length=LENGTHS)
+        variables = v1.trainable_variables()[-3:]
+        with initialized() as session:
+            found, weights = session.run([y, variables])
+        for part, expected in zip(found, oracle(X, weights, LENGTHS)):
+            check(part, expected)
 
 
-def bidirectional_dynamic_rnn():
-    forward, backward = new_cell(), new_cell()
-    outputs, states = v1.nn.bidirectional_dynamic_rnn(
-        forward, backward, X, LENGTHS, dtype=tf.float32
-    )
-    session, losses = train(
-        outwards(tf.concat(outputs, axis=-1), backward),
-        v1.train.AdamOptimizer(0.01),
-    )
-    assert losses[-1] < losses[0]
-    weights = session.run(v1.trainable_variables())
+def both_directions():
+    y = bidirectional_rnn(new_cell(), new_cell(), sequence_length=LENGTHS)
+    with initialized() as session:
+        weights = session.run(v1.trainable_variables())
+        outputs, states = session.run(y)
     assert len(weights) == 6
-    outputs, states = session.run([outputs, states])
 
     def reverse(y):
         y = y.copy()
@@ -281,22 +196,17 @@ def bidirectional_dynamic_rnn():
         check(states[i], last)
 
 
-def graph():
+if __name__ == "__main__":
+    eager()
     v1.disable_eager_execution()
     for run in (
-        stack_with_dynamic_rnn,
+        stack_is_trained,
         initial_states,
-        optimizers,
-        saver,
         names_of_checkpoints,
         sequence_lengths,
-        bidirectional_dynamic_rnn,
+        both_directions,
     ):
         with tf.Graph().as_default():
             v1.set_random_seed(1)
             run()
         print(run.__name__)
-
-
-if __name__ == "__main__":
-    {"eager": eager, "graph": graph}[sys.argv[1]]()
