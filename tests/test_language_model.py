@@ -199,7 +199,7 @@ def test_evaluate_counts_every_symbol_and_carries_states(model):
     x, y = rows[:, :-1], rows[:, 1:]
     example.reset_states(judge)
     expected, after_a_past = (nats(judge(x), y).mean() for _ in range(2))
-    assert abs(after_a_past - expected) > 1e-4
+    assert abs(after_a_past - expected) > 2e-5  # above the tolerance below
     for chunk in (7, 7, 100):  # 59 steps: the last chunk of 7 is one of 3
         found = example.evaluate(judge, text, chunk)
         assert found == pytest.approx(expected, abs=1e-5)
