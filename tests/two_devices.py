@@ -89,14 +89,14 @@ def test_statistics_are_those_of_each_replica(mirrored):
         model = network("stacked", normalize_first=True)
         model.compile(keras.optimizers.SGD(0.01), "mse")
     stack = model.layers[0]
-    dense = stack.layers[1].get_weights()
+    (kernel,) = stack.layers[1].get_weights()
     model.fit(training.batches(batch, 1), shuffle=False, verbose=0)
     for moving_mean, part in zip(
         replicas(stack.layers[2].moving_mean),
         np.split(batch(0)[0], 2),
         strict=True,
     ):
-        mean = (part @ dense[0] + dense[1]).mean(axis=(0, 1))
+        mean = (part @ kernel).mean(axis=(0, 1))
         np.testing.assert_allclose(moving_mean, 0.1 * mean, atol=1e-6)
     # What is saved is that of the first one; trained weights are equal.
     first = replicas(stack.layers[2].moving_mean)[0]
