@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import zipfile
 
 import keras
 import pytest
@@ -33,6 +34,10 @@ def test_a_model_says_how_it_was_trained(folder):
     assert not arguments["resume"] and "/" not in arguments["data"]
     percent = f"{100 * (1 - metrics(folder)['test_error']):.2f} %"
     assert percent in (ROOT / "README.md").read_text()
+    with zipfile.ZipFile(folder / "best.keras") as file:
+        saved = json.loads(file.read("metadata.json"))
+    # The oldest one that must read it: models/README.md
+    assert saved["keras_version"].startswith("3.8.")
 
 
 @pytest.mark.slow
