@@ -1,9 +1,13 @@
 """The networks of `drop_in.py`: a kind of layer, and how its weights start."""
 
+import functools
+import math
+
 import keras
 from keras import ops
 
-from deep_ind_rnn import stacked_ind_rnn
+from deep_ind_rnn import residual_ind_rnn, stacked_ind_rnn
+from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import TimeConstants, UnitGain
 from indy import IndyGRU, IndyLSTM
@@ -24,8 +28,12 @@ def build(run, task):
             task.vocabulary, UNITS, mask_zero=task.mask
         )
         x = embedding(x)
+    elif task.mask:
+        x = keras.layers.Masking()(x)
     time_steps = task.x.shape[1]
-    if run.model.startswith("stacked"):
+    if run.model in HOUSE:
+        x = HOUSE[run.model](run.layers, x, task.every_step)
+    elif run.model.startswith("stacked"):
         x = stacked_ind_rnn(
             (time_steps, x.shape[-1]),
             STACKED_UNITS,
@@ -48,6 +56,63 @@ def build(run, task):
     adam = keras.optimizers.Adam(run.learning_rate)
     model.compile(adam, loss, metrics=metrics)
     return model
+
+
+def dilated(kinds, count, x, every_step, units=UNITS):
+    """A DilatedRNN, with layers of these kinds in turn.
+
+    `count` layers with dilations 1, 2, 4, ...; 0: as many as reach T steps.
+    """
+    time_steps = x.shape[1]
+    count = count or math.ceil(math.log2(time_steps))
+    layers = []
+    for index in range(count):
+        options = {}
+        if (kind := kinds[index % len(kinds)]) is IndRNN:
+            options["recurrent_max_abs"] = 2 ** (2**index / time_steps)
+        layers.append(kind(units, **options))
+    return DilatedRNN(layers, return_sequences=every_step)(x)
+
+
+def mixed(count, x, every_step):
+    """SimpleRNN with dilations 1, 2, ... over an IndRNN, which remembers."""
+    bound = 2 ** (1 / x.shape[1])
+    layers = [IndRNN(UNITS, recurrent_max_abs=bound)]
+    layers += [keras.layers.SimpleRNN(UNITS) for _ in range(count - 1)]
+    dilations = [1, *(2**index for index in range(count - 1))]
+    return DilatedRNN(layers, dilations, return_sequences=every_step)(x)
+
+
+def deep(network, count, x, every_step, **options):
+    return network(
+        x.shape[1:],
+        STACKED_UNITS,
+        count,
+        return_sequences=every_step,
+        **options,
+    )(x)
+
+
+def stacked_dilated(count, x, every_step):
+    dilations = [2**index for index in range(count)]
+    return deep(stacked_ind_rnn, count, x, every_step, dilations=dilations)
+
+
+def residual_dilated(count, x, every_step):
+    dilations = [2 ** (index // 2) for index in range(2 * count + 1)]
+    return deep(residual_ind_rnn, count, x, every_step, dilations=dilations)
+
+
+# Networks of `--study networks`: (layers, x, every_step) -> outputs
+SIMPLE = keras.layers.SimpleRNN
+HOUSE = {
+    "dilated SimpleRNN": functools.partial(dilated, [SIMPLE]),
+    "dilated IndRNN": functools.partial(dilated, [IndRNN]),
+    "dilated, in turn": functools.partial(dilated, [SIMPLE, IndRNN]),
+    "SimpleRNN over IndRNN": mixed,
+    "stacked, dilated": stacked_dilated,
+    "residual, dilated": residual_dilated,
+}
 
 
 def layer_type(model):
@@ -132,9 +197,18 @@ def options(model, time_steps):
     def tau(**arguments):
         return {"recurrent_initializer": TimeConstants(**arguments)}
 
+    def bound(growth):
+        """|u| <= growth^(1 / T): a state grows at most so many times."""
+        return {"recurrent_max_abs": growth and growth ** (1 / time_steps)}
+
     uniform = keras.initializers.RandomUniform(0.0, 1.0)
     return {
         "IndRNN": {},
+        "no bound": bound(None),
+        "bound 1": bound(1),
+        "bound 2^(1/T)": bound(2),
+        "bound 16^(1/T)": bound(16),
+        "bound 256^(1/T)": bound(256),
         # The default before this study
         "uniform": {
             "kernel_initializer": "glorot_uniform",

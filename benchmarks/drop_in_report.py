@@ -4,6 +4,7 @@
         --picture img/drop_in/drop_in.png
     python benchmarks/drop_in_report.py out/gates/runs.csv --study gates \
         --picture img/drop_in/gates.png
+    python benchmarks/drop_in_report.py out/bound/runs.csv --study bound
     python benchmarks/drop_in_report.py benchmarks/drop_in.csv --networks deep \
         --tasks pixels characters copy --picture img/drop_in/deep.png
 
@@ -16,7 +17,7 @@ import argparse
 import pathlib
 import statistics
 
-from drop_in import CANDIDATES, EPOCHS, STARTS_OF_GATES, STUDY, read
+from drop_in import BOUNDS, CANDIDATES, EPOCHS, STARTS_OF_GATES, STUDY, read
 
 ACCURACIES = "rows", "pixels", "permuted", "words"
 CHOSEN = "wide, time constants"  # of STARTS_OF_GATES
@@ -274,13 +275,29 @@ def tables_of_gates(study):
         table(study, title, columns, slack=0.02)
 
 
+def tables_of_bound(study):
+    last = study.after(EPOCHS)
+    for layers, rate in ((2, 1e-3), (2, 3e-3), (4, 1e-3)):
+        table(
+            study,
+            f"The bound: {layers} layers, Adam {rate:g}, after four epochs",
+            [(name, last, (name, layers, rate)) for name in BOUNDS],
+            rivals=[(index, 0) for index in range(1, len(BOUNDS))],
+            slack=0.02,
+        )
+
+
 def candidates(layers):
     """The names of all starts of IndRNN with so many layers, new one first."""
     models = STUDY + CANDIDATES
     return dict.fromkeys(name for name, counts, _ in models if layers in counts)
 
 
-TABLES = {"ind_rnn": tables, "gates": tables_of_gates}
+TABLES = {
+    "ind_rnn": tables,
+    "gates": tables_of_gates,
+    "bound": tables_of_bound,
+}
 # What a picture shows: label, model, layers, color.
 NETWORKS = {
     "ind_rnn": (
@@ -371,6 +388,8 @@ def main(argv=None):
         tasks = args.tasks or study.tasks
         if unknown := set(tasks) - set(study.tasks):
             parser.error(f"--tasks: {unknown} not in {study.tasks}")
+        if (args.networks or args.study) not in NETWORKS:
+            parser.error("--picture: this study needs --networks")
         networks = NETWORKS[args.networks or args.study]
         draw(study, networks, tasks, args.picture)
 

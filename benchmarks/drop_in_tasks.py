@@ -1,4 +1,4 @@
-"""The ten tasks of `drop_in.py`: small, different, and made or read in seconds.
+"""The tasks of `drop_in.py`: small, different, and made or read in seconds.
 
 Each returns a `Task`: real series from Python packages, noise whose answer is
 known, digits (`--mnist`, an npz file) and text (`--ptb`, the directory of Penn
@@ -27,8 +27,9 @@ class Task:
     outputs: int = 1
     score: str = "loss"  # or "accuracy"
     vocabulary: int = 0
-    mask: bool = False
+    mask: bool = False  # Steps of zeros do not count.
     every_step: bool = False
+    shuffle: bool = True  # else batches come in the order of time
 
     @property
     def classes(self):
@@ -43,6 +44,52 @@ def temperatures(args):
     past = values[: int(0.8 * len(values))]
     x, y = _windows((values - past.mean()) / past.std(), 120, 24, stride=2)
     return _in_time(x, y, gap=60)
+
+
+def ordered(args):
+    """The same in the order of time, a window for each hour.
+
+    So `keras.utils.timeseries_dataset_from_array` feeds a network, if it is not
+    told to shuffle: the sequences of a batch are nearly the same.
+    """
+    from vega_datasets import local_data
+
+    values = local_data.seattle_temps().temp.to_numpy(float)
+    past = values[: int(0.8 * len(values))]
+    x, y = _windows((values - past.mean()) / past.std(), 120, 24)
+    return _in_time(x, y, gap=120, shuffle=False)
+
+
+def next_hour(args):
+    """Hourly temperatures of San Francisco: the next change, at every step."""
+    from vega_datasets import local_data
+
+    values = local_data.sf_temps().temp.to_numpy(float)
+    past = values[: int(0.8 * len(values))]
+    x, _ = _windows((values - past.mean()) / past.std(), 169, 0, stride=4)
+    y = np.diff(x, axis=1)
+    unit = y[: int(0.8 * len(y))].std()
+    return _in_time(x[:, :-1], y / unit, gap=42, every_step=True)
+
+
+def weather(args):
+    """Weather of Seattle: tomorrow, from 60 days, a fifth of them missing.
+
+    Rain, both temperatures and wind of a day; the highest temperature of the
+    next one. Units are standard deviations.
+    """
+    from vega_datasets import local_data
+
+    columns = ["precipitation", "temp_max", "temp_min", "wind"]
+    days = local_data.seattle_weather()[columns].to_numpy(float)
+    past = days[: int(0.8 * len(days))]
+    days = (days - past.mean(axis=0)) / past.std(axis=0)
+    starts = np.arange(len(days) - 60)
+    x = days[starts[:, None] + np.arange(60)]
+    y = days[starts + 60, 1:2]
+    missing = np.random.default_rng(7).random(x.shape[:2]) < 0.2
+    x = np.where(missing[:, :, None], 0, x)
+    return _in_time(x, y, gap=60, mask=True)
 
 
 def co2(args):
@@ -174,6 +221,9 @@ TASKS = {
     task.__name__: task
     for task in (
         temperatures,
+        ordered,
+        next_hour,
+        weather,
         co2,
         adding,
         copy,
@@ -194,10 +244,11 @@ def _windows(values, length, ahead, stride=1):
     return x[:, :, None], values[starts + length + ahead - 1, None]
 
 
-def _in_time(x, y, gap):
+def _in_time(x, y, gap, **options):
     """The last fifth for validation, and no window in both parts."""
     cut = int(0.8 * len(x))
-    return _task(x[:cut], y[:cut], x[cut + gap :], y[cut + gap :])
+    parts = x[:cut], y[:cut], x[cut + gap :], y[cut + gap :]
+    return _task(*parts, **options)
 
 
 def _last(count, x, y, **options):
