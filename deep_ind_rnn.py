@@ -16,6 +16,7 @@ from ind_rnn import IndRNN
 from ind_rnn_cell import (
     TimeConstants,
     UnitGain,
+    _auto_bound,
     _check_bools,
     _integer,
     _number,
@@ -336,8 +337,7 @@ class _Network:
         self._check()
         self.time_steps, features = self.input_shape
         if self.recurrent_max_abs == "auto":
-            steps = self.time_steps
-            self.recurrent_max_abs = 2 ** (1 / steps) if steps else 1.0
+            self.recurrent_max_abs = _auto_bound(self.time_steps)
         elif self.recurrent_max_abs is not None:
             self.recurrent_max_abs = _number(
                 "recurrent_max_abs", self.recurrent_max_abs

@@ -201,8 +201,12 @@ class IndRNN(ElementwiseRNN):
         recurrent_initializer, bias_initializer, kernel_regularizer,
         recurrent_regularizer, bias_regularizer, kernel_constraint,
         recurrent_constraint, bias_constraint, recurrent_min_abs,
-        recurrent_max_abs, dropout, recurrent_dropout, seed:
+        dropout, recurrent_dropout, seed:
             As in `IndRNNCell`.
+        recurrent_max_abs: As in `IndRNNCell`, but by default "auto": 2^(1/T),
+            with which a state at most doubles over T steps, and 1.0 where T is
+            unknown. Weights that move between networks of
+            different T keep their meaning with a number.
         activity_regularizer: Regularizer of the output. Default: None.
         return_sequences: Whether to return h_t of all steps rather than of
             the last one. Default: False.
@@ -238,11 +242,10 @@ class IndRNN(ElementwiseRNN):
             sequences, a state, a mask or resets have a wrong shape.
 
     Example:
-        >>> bound = 2 ** (1 / 784)
         >>> model = keras.Sequential([
         ...     keras.Input((784, 1)),
-        ...     IndRNN(128, recurrent_max_abs=bound, return_sequences=True),
-        ...     IndRNN(128, recurrent_max_abs=bound),
+        ...     IndRNN(128, return_sequences=True),
+        ...     IndRNN(128),
         ...     keras.layers.Dense(10)])
         >>> model.count_params()
         18314
@@ -267,7 +270,7 @@ class IndRNN(ElementwiseRNN):
         recurrent_constraint=None,
         bias_constraint=None,
         recurrent_min_abs=0.0,
-        recurrent_max_abs=None,
+        recurrent_max_abs="auto",
         dropout=0.0,
         recurrent_dropout=0.0,
         seed=None,

@@ -79,8 +79,10 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             None. The bound applies after `recurrent_constraint`.
         recurrent_min_abs: Lower bound of |u|, a number >= 0; u = 0 counts as
             positive. Default: 0.0.
-        recurrent_max_abs: Upper bound of |u|, a number >= 0, or None for no
-            bound. Default: None.
+        recurrent_max_abs: Upper bound of |u|: a number >= 0; None for no bound;
+            or "auto" for 2^(1/T), with which a state at most doubles over T
+            steps, and for 1.0 where T is unknown. Default: None, since a cell
+            alone does not know T; that of IndRNN is "auto".
         dropout: Fraction of the inputs to drop, in [0, 1); one mask for all
             time steps. Default: 0.0.
         recurrent_dropout: Fraction of h_{t-1} to drop, in [0, 1); one mask
@@ -88,9 +90,10 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
         seed: Integer seed of the dropout masks, or None. Default: None.
         **kwargs: Of `keras.layers.Layer`: `name`, `dtype`, `trainable`.
 
-    The default initializers depend on the length of the sequences, which is
+    "auto" and the default initializers depend on the length of the sequences,
     the attribute `time_steps`. IndRNN sets it. For a cell alone you can set it
-    before the cell is built. None, the default, counts as 1000 steps.
+    before the cell is built. None, the default, counts as 1000 steps for the
+    initializers.
 
     The bound `recurrent_min_abs <= |u| <= recurrent_max_abs` holds for the
     weight in use at every step, with every optimizer, and for initial and saved
@@ -169,13 +172,27 @@ class IndRNNCell(keras.layers.SimpleRNNCell):
             **kwargs,
         )
         self.use_kernel = use_kernel
-        self.bound = RecurrentBound(recurrent_min_abs, recurrent_max_abs)
+        is_auto = isinstance(recurrent_max_abs, str)
+        if is_auto and recurrent_max_abs != "auto":
+            raise ValueError(
+                '`recurrent_max_abs` must be a number, None or "auto", got '
+                f"{recurrent_max_abs!r}"
+            )
+        self.bound = RecurrentBound(
+            recurrent_min_abs, None if is_auto else recurrent_max_abs
+        )
         self.recurrent_min_abs = self.bound.recurrent_min_abs
-        self.recurrent_max_abs = self.bound.recurrent_max_abs
+        self.recurrent_max_abs = (
+            "auto" if is_auto else self.bound.recurrent_max_abs
+        )
         self.time_steps = None
 
     def build(self, input_shape):
         self._check_input(input_shape)
+        if self.recurrent_max_abs == "auto":
+            self.bound = RecurrentBound(
+                self.recurrent_min_abs, _auto_bound(self.time_steps)
+            )
         with self._variable_scope():
             self._build(input_shape)
         self.built = True
@@ -365,6 +382,11 @@ class RecurrentBound(keras.constraints.Constraint):
             "recurrent_min_abs": self.recurrent_min_abs,
             "recurrent_max_abs": self.recurrent_max_abs,
         }
+
+
+def _auto_bound(time_steps):
+    """The bound "auto": over so many steps, a state at most doubles."""
+    return 2 ** (1 / time_steps) if time_steps else 1.0
 
 
 class _ConstraintThenBound(keras.constraints.Constraint):

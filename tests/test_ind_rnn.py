@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dilated_rnn import DilatedRNN
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
 from pairs import (
@@ -42,7 +43,36 @@ def test_config_holds_every_argument():
     assert_config_holds(IndRNN, OPTIONS)
     parameters = inspect.signature(IndRNN).parameters
     of_cell = inspect.signature(IndRNNCell).parameters
-    assert all(of_cell[name] == parameters[name] for name in of_cell)
+    assert {name for name in of_cell if of_cell[name] != parameters[name]} == {
+        "recurrent_max_abs"
+    }
+
+
+@pytest.mark.parametrize(
+    "time, bound", [(5, 2 ** (1 / 5)), (784, 2 ** (1 / 784)), (None, 1.0)]
+)
+def test_the_bound_follows_from_the_length(time, bound):
+    layer = IndRNN(N)
+    dilated = DilatedRNN([IndRNN(N)], [3])
+    cell = IndRNNCell(N, recurrent_max_abs="auto")
+    cell.time_steps = time
+    for each in (layer, dilated, cell):
+        each.build((None, time, F) if each is not cell else (None, F))
+    found = [x.bound.recurrent_max_abs for x in (layer.cell, cell)]
+    assert found == [bound] * 2
+    # A dilated layer takes every third step.
+    of_dilated = dilated.layers[0].cell.bound.recurrent_max_abs
+    assert of_dilated == (2 ** (1 / np.ceil(time / 3)) if time else 1.0)
+    layer.cell.recurrent_kernel.assign([9.0, -9.0, 0.5] + [bound] * (N - 3))
+    expected = [bound, -bound, 0.5] + [bound] * (N - 3)
+    u = layer.cell.bounded_recurrent_kernel
+    np.testing.assert_allclose(u, expected, rtol=1e-6)
+    assert layer.get_config()["recurrent_max_abs"] == "auto"
+    assert IndRNN(N, recurrent_max_abs=None).recurrent_max_abs is None
+    with pytest.raises(ValueError, match="`recurrent_min_abs`.*20"):
+        IndRNN(N, recurrent_min_abs=20).build((None, time, F))
+    with pytest.raises(ValueError, match="`recurrent_max_abs`.*'no'"):
+        IndRNN(N, recurrent_max_abs="no")
 
 
 @pytest.mark.parametrize("batch", [None, B])

@@ -24,7 +24,7 @@ def data():
 
 
 def layer_of_u():
-    return IndRNN(N, **START)
+    return IndRNN(N, recurrent_max_abs=None, **START)
 
 
 def network(optimizer, make=layer_of_u, steps=T, **compiled):
