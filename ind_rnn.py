@@ -205,8 +205,8 @@ class IndRNN(ElementwiseRNN):
             As in `IndRNNCell`.
         recurrent_max_abs: As in `IndRNNCell`, but by default "auto": 2^(1/T),
             with which a state at most doubles over T steps, and 1.0 where T is
-            unknown. Weights that move between networks of
-            different T keep their meaning with a number.
+            unknown. Pass a number if weights move between networks of
+            different T.
         activity_regularizer: Regularizer of the output. Default: None.
         return_sequences: Whether to return h_t of all steps rather than of
             the last one. Default: False.
