@@ -11,7 +11,7 @@ from keras import ops
 
 from ind_rnn_cell import IndRNNCell, _check_bools, _check_state
 from ind_rnn_recurrence import ACTIVATION_GRADIENTS, fused_step, recurrence
-from reset_rnn import ResetRNN
+from reset_rnn import ResetRNN, _zeros_where
 
 
 def _cell_property(name):
@@ -121,9 +121,10 @@ class ElementwiseRNN(ResetRNN):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The seam of `keras.layers.RNN`: (last output, outputs, states)."""
-        cell, step = self.cell, None
-        if not self.unroll and sequences.shape[1] != 1:
-            step = fused_step(cell)
+        cell = self.cell
+        if sequences.shape[1] == 1:
+            return self._one_step(sequences, initial_state, mask, training)
+        step = None if self.unroll else fused_step(cell)
         if step is None:
             return super().inner_loop(
                 sequences, initial_state, mask, training=training
@@ -156,6 +157,18 @@ class ElementwiseRNN(ResetRNN):
                 mask = ops.cumsum(ops.cast(mask, "int32"), axis=1) > 0
             outputs = ops.where(mask[:, :, None], h, ops.zeros_like(h))
         return outputs[:, -1], outputs, states
+
+    def _one_step(self, sequences, states, mask, training):
+        """`inner_loop` without a loop: half the time of an eager step."""
+        mask, reset = mask
+        if reset is not None:
+            states = _zeros_where(reset, states)
+        before = states
+        output, states = self.cell(sequences[:, 0], states, training=training)
+        if mask is not None:
+            states = [ops.where(mask, *x) for x in zip(states, before)]
+            output = ops.where(mask, output, ops.zeros_like(output))
+        return output, output[:, None], [*states]
 
     def get_config(self):
         config = super().get_config()

@@ -84,26 +84,27 @@ class ResetRNN(keras.layers.RNN):
         )
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
-        (mask, reset), cell = mask, self.cell
-        if reset is not None:
-            cell = _ResetCell(cell, training)
-            # 1: a step from zero states; 2: zero states, and no step.
-            flag = ops.cast(reset, "int32")
-            if mask is not None:
-                flag = ops.where(mask, flag, 2 * flag)
-                mask = ops.logical_or(mask, reset)
-            flag = ops.cast(flag, sequences.dtype)[:, :, None]
-            sequences = ops.concatenate([sequences, flag], axis=-1)
+        mask, reset = mask
+        if reset is None:
+            return super().inner_loop(
+                sequences, initial_state, mask, training=training
+            )
+        # 1: a step from zero states; 2: zero states, and no step.
+        flag = ops.cast(reset, "int32")
+        if mask is not None:
+            flag = ops.where(mask, flag, 2 * flag)
+            mask = ops.logical_or(mask, reset)
+        flag = ops.cast(flag, sequences.dtype)[:, :, None]
         loop = keras.layers.RNN(
-            cell,
+            _ResetCell(self.cell, training),
             return_sequences=self.return_sequences,
             go_backwards=self.go_backwards,
-            unroll=self.unroll or sequences.shape[1] == 1,  # needs no loop
+            unroll=self.unroll,
             zero_output_for_mask=self.zero_output_for_mask,
             name="loop",
         )
         return loop.inner_loop(
-            sequences, initial_state, mask, training=training
+            ops.concatenate([sequences, flag], axis=-1), initial_state, mask
         )
 
 
