@@ -33,7 +33,7 @@ import time
 import keras
 import tensorflow as tf
 
-from drop_in_networks import INDY, build
+from drop_in_networks import BOUNDS, INDY, build
 from drop_in_tasks import TASKS
 
 BATCH, EPOCHS = 32, 4
@@ -95,13 +95,6 @@ GATES_CANDIDATES = tuple(
     (f"{model}, {start}", (1,), 1e-3)
     for model in INDY
     for start in STARTS_OF_GATES
-)
-BOUNDS = (
-    "no bound",
-    "bound 1",
-    "bound 2^(1/T)",
-    "bound 16^(1/T)",
-    "bound 256^(1/T)",
 )
 BOUND_CANDIDATES = tuple(
     run

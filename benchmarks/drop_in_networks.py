@@ -18,6 +18,14 @@ UNITS = 64
 STACKED_UNITS = 96
 KERAS = "LSTM", "GRU", "SimpleRNN"
 INDY = "IndyLSTM", "IndyGRU"
+# How often a state may grow over T steps: |u| <= growth^(1 / T)
+BOUNDS = {
+    "no bound": None,
+    "bound 1": 1,
+    "bound 2^(1/T)": 2,
+    "bound 16^(1/T)": 16,
+    "bound 256^(1/T)": 256,
+}
 
 
 def build(run, task):
@@ -31,16 +39,11 @@ def build(run, task):
     elif task.mask:
         x = keras.layers.Masking()(x)
     time_steps = task.x.shape[1]
-    if run.model in HOUSE:
-        x = HOUSE[run.model](run.layers, x, task.every_step)
+    if run.model in BUILDERS:
+        x = BUILDERS[run.model](run.layers, x, task.every_step)
     elif run.model.startswith("stacked"):
-        x = stacked_ind_rnn(
-            (time_steps, x.shape[-1]),
-            STACKED_UNITS,
-            run.layers,
-            return_sequences=task.every_step,
-            **options(run.model, time_steps),
-        )(x)
+        start = options(run.model, time_steps)
+        x = deep(stacked_ind_rnn, run.layers, x, task.every_step, **start)
     else:
         for index in range(run.layers):
             of_layer = {
@@ -58,26 +61,19 @@ def build(run, task):
     return model
 
 
-def dilated(kinds, count, x, every_step, units=UNITS):
+def dilated(kinds, count, x, every_step):
     """A DilatedRNN, with layers of these kinds in turn.
 
     `count` layers with dilations 1, 2, 4, ...; 0: as many as reach T steps.
     """
-    time_steps = x.shape[1]
-    count = count or math.ceil(math.log2(time_steps))
-    layers = []
-    for index in range(count):
-        options = {}
-        if (kind := kinds[index % len(kinds)]) is IndRNN:
-            options["recurrent_max_abs"] = 2 ** (2**index / time_steps)
-        layers.append(kind(units, **options))
+    count = count or math.ceil(math.log2(x.shape[1]))
+    layers = [kinds[index % len(kinds)](UNITS) for index in range(count)]
     return DilatedRNN(layers, return_sequences=every_step)(x)
 
 
 def mixed(count, x, every_step):
     """SimpleRNN with dilations 1, 2, ... over an IndRNN, which remembers."""
-    bound = 2 ** (1 / x.shape[1])
-    layers = [IndRNN(UNITS, recurrent_max_abs=bound)]
+    layers = [IndRNN(UNITS)]
     layers += [keras.layers.SimpleRNN(UNITS) for _ in range(count - 1)]
     dilations = [1, *(2**index for index in range(count - 1))]
     return DilatedRNN(layers, dilations, return_sequences=every_step)(x)
@@ -105,7 +101,7 @@ def residual_dilated(count, x, every_step):
 
 # Networks of `--study networks`: (layers, x, every_step) -> outputs
 SIMPLE = keras.layers.SimpleRNN
-HOUSE = {
+BUILDERS = {
     "dilated SimpleRNN": functools.partial(dilated, [SIMPLE]),
     "dilated IndRNN": functools.partial(dilated, [IndRNN]),
     "dilated, in turn": functools.partial(dilated, [SIMPLE, IndRNN]),
@@ -197,18 +193,13 @@ def options(model, time_steps):
     def tau(**arguments):
         return {"recurrent_initializer": TimeConstants(**arguments)}
 
-    def bound(growth):
-        """|u| <= growth^(1 / T): a state grows at most so many times."""
-        return {"recurrent_max_abs": growth and growth ** (1 / time_steps)}
-
     uniform = keras.initializers.RandomUniform(0.0, 1.0)
     return {
         "IndRNN": {},
-        "no bound": bound(None),
-        "bound 1": bound(1),
-        "bound 2^(1/T)": bound(2),
-        "bound 16^(1/T)": bound(16),
-        "bound 256^(1/T)": bound(256),
+        **{
+            name: {"recurrent_max_abs": growth and growth ** (1 / time_steps)}
+            for name, growth in BOUNDS.items()
+        },
         # The default before this study
         "uniform": {
             "kernel_initializer": "glorot_uniform",

@@ -17,7 +17,8 @@ import argparse
 import pathlib
 import statistics
 
-from drop_in import BOUNDS, CANDIDATES, EPOCHS, STARTS_OF_GATES, STUDY, read
+from drop_in import CANDIDATES, EPOCHS, STARTS_OF_GATES, STUDY, read
+from drop_in_networks import BOUNDS
 
 ACCURACIES = "rows", "pixels", "permuted", "words"
 CHOSEN = "wide, time constants"  # of STARTS_OF_GATES

@@ -78,7 +78,7 @@ def test_networks(model, data):
     network = drop_in.build(drop_in.Run("any", model, 2, 2e-3, 0), data)
     assert network.output_shape == (None, data.outputs)
     assert network.optimizer.learning_rate == np.float32(2e-3)
-    if model.startswith("stacked") or model in drop_in_networks.HOUSE:
+    if model.startswith("stacked") or model in drop_in_networks.BUILDERS:
         return
     kind = drop_in_networks.layer_type(model)
     assert kind.__name__ == model.split(",")[0] or kind is IndRNN
