@@ -10,7 +10,12 @@ import keras
 from keras import ops
 
 from ind_rnn_cell import IndRNNCell, _check_bools, _check_state
-from ind_rnn_recurrence import ACTIVATION_GRADIENTS, fused_step, recurrence
+from ind_rnn_recurrence import (
+    ACTIVATION_GRADIENTS,
+    dilated_recurrence,
+    fused_step,
+    recurrence,
+)
 from reset_rnn import ResetRNN, _zeros_where
 
 
@@ -307,13 +312,6 @@ class IndRNN(ElementwiseRNN):
     def call_dilated(self, sequences, dilation, training=False):
         """All outputs with recurrences from h_{t-d} to h_t, for `DilatedRNN`.
 
-        Neurons do not mix, so d steps in a row are one step of d * N neurons,
-        of which those of equal index share their weights:
-
-            (B, T, N) -> (B, T / d, d * N) -> h of T / d steps -> (B, T, N)
-
-        Nothing moves in memory, and the loop is d times shorter.
-
         Returns:
             (B, T, N). None with dropout, with activations of your own, and
             where Keras' loop has to run.
@@ -325,20 +323,13 @@ class IndRNN(ElementwiseRNN):
         if training and (cell.dropout > 0 or cell.recurrent_dropout > 0):
             return None
         a, weights = cell.project(ops.cast(sequences, self.compute_dtype))
-        batch, length, units = ops.shape(a)
-        steps = -(-length // dilation)
-        whole = isinstance(length, int) and length % dilation == 0
-        if not whole:
-            a = ops.pad(a, [[0, 0], [0, steps * dilation - length], [0, 0]])
-        h, _ = recurrence(
-            ops.reshape(a, (batch, steps, dilation * units)),
+        return dilated_recurrence(
+            a,
             keras.tree.map_structure(lambda w: ops.tile(w, dilation), weights),
-            (ops.zeros((batch, dilation * units), a.dtype),),
+            dilation,
             step=step,
             implementation=self.implementation,
         )
-        h = ops.reshape(h, (batch, steps * dilation, units))
-        return h if whole else h[:, :length]
 
     def get_config(self):
         return {**super().get_config(), "implementation": self.implementation}

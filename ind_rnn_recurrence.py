@@ -1,8 +1,8 @@
-"""The fused recurrences of IndRNN, IndyLSTM and IndyGRU.
+"""The fused recurrences of IndRNN, IndyLSTM, IndyGRU; of SimpleRNN, dilated.
 
 A cell defines one step: a function from gates a_t, states and weights to the
-next states, in which neurons do not mix. The loop over the steps is here. It
-has two forms with the same results:
+next states. Neurons mix in that of SimpleRNN only. The loop over the steps is
+here. It has two forms with the same results:
 
 - sequential: one compiled loop over the steps, and one back for gradients;
 - parallel, for IndRNN with "relu" and "linear": the scan of `parallel_scan.py`,
@@ -130,16 +130,46 @@ class Steps(NamedTuple):
     length: object = None
 
 
+class SimpleRNNStep(NamedTuple):
+    """h_t = activation(a_t + h_{t-1} @ U + b).
+
+    U (N, N) comes as one axis, (N * N,), as all that the rows of a batch share.
+    The last axis of a_t and h_t may hold several vectors of N = `units`, which
+    are as rows of their own.
+    """
+
+    activation: Callable
+    units: int
+
+    def __call__(self, gates, states, weights):
+        (a,), (h,), ((u,), (b,)) = gates, states, weights
+        return (self.activation(a + self.product(h, u) + b),)
+
+    def product(self, h, u, transpose=False):
+        u = ops.reshape(u, (self.units, self.units))
+        rows = ops.reshape(h, (-1, self.units))
+        rows = ops.matmul(rows, ops.transpose(u) if transpose else u)
+        return ops.reshape(rows, ops.shape(h))
+
+
+def can_compile():
+    """Whether the loops here can run where the code is called from.
+
+    If not, Keras' loop has to: in an export, on another backend, or if
+    functions run eagerly.
+    """
+    if not (tf or jax) or not _has_xla():
+        return False
+    return not tf or not tf.config.functions_run_eagerly()
+
+
 def fused_step(cell):
     """The step of a cell in the form that `recurrence` takes.
 
-    None if Keras' loop has to run instead: in an export, on another backend,
-    if functions run eagerly, or with an activation that is not a pure function
-    of its argument.
+    None if Keras' loop has to run instead: see `can_compile`; or with an
+    activation that is not a pure function of its argument.
     """
-    if not (tf or jax) or not _has_xla():
-        return None
-    if tf and tf.config.functions_run_eagerly():
+    if not can_compile():
         return None
     activations = []
     for name in cell.step_type._fields:
@@ -229,6 +259,39 @@ def recurrence(
     return h, [h[:, -1], *ends]
 
 
+def dilated_recurrence(a, weights, dilation, **options):
+    """The states of all steps, where h_t follows from h_{t-d}, from zeros.
+
+    d steps in a row are one step of d * N neurons:
+
+        (B, T, N) -> (B, T / d, d * N) -> h of T / d steps -> (B, T, N)
+
+    Nothing moves in memory, and the loop is d times shorter.
+
+    Arguments:
+        a: (B, T, N).
+        weights: As in `recurrence`, of a step of d * N neurons.
+        dilation: d.
+        **options: As in `recurrence`.
+
+    Returns:
+        h of shape (B, T, N).
+    """
+    batch, length, units = ops.shape(a)
+    steps = -(-length // dilation)
+    whole = isinstance(length, int) and length % dilation == 0
+    if not whole:
+        a = ops.pad(a, [[0, 0], [0, steps * dilation - length], [0, 0]])
+    h, _ = recurrence(
+        ops.reshape(a, (batch, steps, dilation * units)),
+        weights,
+        (ops.zeros((batch, dilation * units), a.dtype),),
+        **options,
+    )
+    h = ops.reshape(h, (batch, steps * dilation, units))
+    return h if whole else h[:, :length]
+
+
 class _Passes(NamedTuple):
     forward: Callable
     backward: Callable
@@ -250,7 +313,11 @@ def _choose_passes(a, step, implementation):
     ):
         return _Passes(_parallel_forward, _parallel_backward)
     passes = _Passes(_forward, _backward_recompute, saves_gates=True)
-    if isinstance(step, IndRNNStep) and step.activation in ACTIVATION_GRADIENTS:
+    if isinstance(step, SimpleRNNStep):
+        passes = _Passes(_forward, _backward_mixed)
+    elif (
+        isinstance(step, IndRNNStep) and step.activation in ACTIVATION_GRADIENTS
+    ):
         passes = _Passes(_forward, _backward)
     if not on_gpu and (count := _batch_splits(a.shape)):
         passes = _Passes(
@@ -403,8 +470,11 @@ def _backward(step, g, saved, weights, states, steps):
         delta_t = activation'(z_t) * g_t        the gradient of a_t
         du = sum over B, T of delta_t * h_{t-1}
         db = sum over B, T of delta_t
+
+    Of SimpleRNN, without du.
     """
     (g,), (h,), (h0,) = g, saved, states
+    mixed = isinstance(step, SimpleRNNStep)
     mask, reset, length = steps
     length = ops.shape(h)[1] if length is None else length
     given = h, weights, states
@@ -415,11 +485,17 @@ def _backward(step, g, saved, weights, states, steps):
     in_place = mask is None and reset is None
     pull_back = ACTIVATION_GRADIENTS[step.activation]
 
+    def to_state_before(delta):
+        if mixed:
+            return step.product(delta, u, transpose=True)
+        return u * delta
+
     def body(t, delta, skipped, da, du, db):
         h_t = _to_float32(_at(h, t))
-        du += _to_accumulator(delta * h_t)
+        if not mixed:
+            du += _to_accumulator(delta * h_t)
         g_t = _to_float32(_at(da if in_place else g, t))
-        g_t = g_t + u * delta + skipped
+        g_t = g_t + to_state_before(delta) + skipped
         delta = pull_back(h_t, g_t)
         if mask is not None:
             kept = _at(mask, t)
@@ -445,9 +521,24 @@ def _backward(step, g, saved, weights, states, steps):
             _to_accumulator(zeros),
         ),
     )
-    sums = (du + _to_accumulator(delta * h0),), (db,)
-    gradients = _uint16_to_bf16(da), sums, (u * delta + skipped,)
-    return _sum_and_cast(gradients, given)
+    if not mixed:
+        du += _to_accumulator(delta * h0)
+    g_states = (to_state_before(delta) + skipped,)
+    return _sum_and_cast((_uint16_to_bf16(da), ((du,), (db,)), g_states), given)
+
+
+def _backward_mixed(step, g, saved, weights, states, steps):
+    """`_backward` of SimpleRNN. One product over B and T is all of du.
+
+    It is outside the compiled program, where XLA takes twice as long for it.
+    """
+    da, (_, db), g_states = _backward(step, g, saved, weights, states, steps)
+    (h,), (h0,) = saved, states
+    before = ops.concatenate([h0[:, None], h[:, :-1]], axis=1)
+    before = _zero_at_resets(before, steps.reset)
+    before, delta = (ops.reshape(x, (-1, step.units)) for x in (before, da))
+    du = ops.matmul(ops.transpose(before), delta)
+    return da, ((ops.reshape(du, (-1,)),), db), g_states
 
 
 @_compiled

@@ -8,6 +8,11 @@ Keras layers, and as one Keras layer of nine cells. All are timed in one
 process, round robin; a figure is the median. Then the dilated network alone,
 for longer and longer sequences and for first dilations above 1; and how long
 it takes to build it and to run its first step.
+
+    python benchmarks/dilated.py --shapes [--threads 1]
+
+Instead, networks of other shapes: beside their matrix products alone, the same
+network with Keras' own loop, and Keras' layers without dilations.
 """
 
 import time
@@ -66,6 +71,94 @@ def make_step(layers, jit):
         return tape.gradient(loss, [v.value for v in model.trainable_variables])
 
     return step
+
+
+# (B, T, N), number of layers, return_sequences
+SHAPES = (
+    ((32, 100, 64), 2, False),
+    ((32, 784, 128), 3, True),
+    ((128, 784, 20), 9, False),
+    ((32, 784, 64), 7, True),
+)
+
+
+class KerasLoop(keras.layers.SimpleRNN):
+    """A SimpleRNN that DilatedRNN does not run by itself."""
+
+
+def products(shape, count, x):
+    """A step's matrix products alone: of all outputs, forwards and backwards.
+
+    2 B T N^2 in the loop, and twice that backwards; as much between layers.
+    """
+    batch, time_steps, units = shape
+    u = tf.random.stateless_normal((units, units), (0, 1), stddev=units**-0.5)
+    sequences = tf.random.stateless_normal((batch * time_steps, units), (0, 2))
+
+    @tf.function(jit_compile=True)
+    def loop(h, steps):
+        return tf.while_loop(
+            lambda t, h: t < steps, lambda t, h: (t + 1, h @ u), (0, h)
+        )[1]
+
+    @tf.function
+    def step(x, sequences):
+        results = []
+        for index in range(count):
+            dilation = 2**index
+            h = tf.ones((batch * dilation, units)) * x[0, 0]
+            steps = time_steps // dilation
+            results += [loop(h, steps), loop(h + 1, steps)]
+            # Each on its own array: equal products would be computed once.
+            sequences += 1.0
+            results += [tf.matmul(sequences, sequences, transpose_a=True)]
+            if index:
+                results += [
+                    sequences @ u,
+                    tf.matmul(sequences, u, transpose_b=True),
+                    tf.matmul(sequences, sequences + 1, transpose_a=True),
+                ]
+        return results
+
+    return lambda x: step(x, sequences)
+
+
+def compare_shapes(rounds, jit):
+    simple = keras.layers.SimpleRNN
+    print(
+        "| B, T, N | layers | outputs | step, ms | x products | Keras' loop, x "
+        "| Keras' layers, x | first step, s |\n" + "|---" * 8 + "|"
+    )
+    for shape, count, every in SHAPES:
+        batch, time_steps, units = shape
+        x = inputs(batch, time_steps)
+        above = [keras.layers.GlobalAveragePooling1D()] if every else []
+
+        def network(kind):
+            layers = [kind(units) for _ in range(count)]
+            return [DilatedRNN(layers, return_sequences=every), *above]
+
+        undilated = [
+            simple(units, return_sequences=every or index < count - 1)
+            for index in range(count)
+        ]
+        first, step = first_step(lambda: network(simple), x, jit)
+        steps = {
+            "ours": step,
+            "loop": make_step(network(KerasLoop), jit),
+            "layers": make_step([*undilated, *above], jit),
+        }
+        if every:
+            steps["products"] = products(shape, count, x)
+        seconds = medians(steps, x, rounds)
+        ours = seconds["ours"]
+        of_products = f"{ours / seconds['products']:.2f}" if every else ""
+        print(
+            f"| {', '.join(map(str, shape))} | {count} "
+            f"| {'all' if every else 'last'} | {1e3 * ours:.1f} "
+            f"| {of_products} | {seconds['loop'] / ours:.2f} "
+            f"| {seconds['layers'] / ours:.2f} | {first:.1f} |"
+        )
 
 
 def first_step(layers, x, jit):
@@ -169,7 +262,14 @@ def main(argv=None):
         help="T of the last table, with an eighth of the batch",
     )
     options.add_argument("--picture", metavar="FILE", help="draw the curves")
+    options.add_argument("--shapes", action="store_true")
+    options.add_argument("--threads", type=int, default=0, metavar="N")
     args = options.parse_args(argv)
+    tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(args.threads)
+    if args.shapes:
+        print(f"{args.threads or 'all'} threads, {conditions(args)}")
+        return compare_shapes(args.rounds, args.jit)
     print(
         f"B = {args.batch}, T = {args.time_steps}, {LAYERS} layers of {UNITS}, "
         f"{conditions(args)}"

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from keras.layers import GRU, LSTM, GRUCell, LSTMCell, SimpleRNN, SimpleRNNCell
 
+import dilated_rnn as dilated_module
 import indy
 from cases import each_value, every_drawn_pair
 from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
@@ -33,6 +34,7 @@ from pairs import (
 B, F, N = 3, 2, 4
 ALL = {"return_sequences": True}
 STATES = {"return_state": True}
+BACKWARDS = {"go_backwards": True}
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -163,18 +165,27 @@ def test_equals_the_loop(case):
         assert expected[f"output 0 {i}"].shape == shape
 
 
+FAST = type(DilatedRNN([SimpleRNNCell(N)]).layers[0])
+
+
 @pytest.fixture
 def by_itself(monkeypatch):
-    """A list of the dilations that IndRNN layers have run by themselves."""
-    call_dilated, found = getattr(IndRNN, "call_dilated", None), []
+    """(steps, dilation) of the layers that have run dilations by themselves."""
+    found = []
+    if dilated_module.fused is None:
+        pytest.skip("needs ind_rnn_recurrence.py")
 
-    def recorded(layer, x, dilation, **options):
-        y = call_dilated(layer, x, dilation, **options)
-        found.extend([] if y is None else [dilation])
-        return y
+    def recorded(call_dilated):
+        def call(layer, x, dilation, **options):
+            y = call_dilated(layer, x, dilation, **options)
+            found.extend([] if y is None else [(x.shape[1], dilation)])
+            return y
 
-    if call_dilated is not None:  # ind_rnn.py is there.
-        monkeypatch.setattr(IndRNN, "call_dilated", recorded)
+        return call
+
+    for kind in (IndRNN, FAST):
+        call = recorded(kind.call_dilated)
+        monkeypatch.setattr(kind, "call_dilated", call)
     return found
 
 
@@ -194,25 +205,27 @@ MIXED = ["IndRNN", "tanh", "IndRNN"]
         (["IndRNN"], [4], [4], 7, "unknown", None, ALL),
         (["IndRNN"], [4], [], 7, "unknown", "holes", ALL),
         (["IndRNN", "IndyLSTM"], [3, 2], [3], 7, "eager", None, ALL),
-        (MIXED, [3, 2, 4], [3, 4], 12, "jit", None, ALL),
-        (MIXED, [3, 2, 4], [3, 4], 7, "unknown", None, ALL),
-        (MIXED, [5, 2, 3], [5, 3], 2, "eager", None, {}),
-        (MIXED[1:], [2, 5], [5], 7, "jit", None, ALL | {"go_backwards": True}),
-        (MIXED[:2], [2, 3], [2], 12, "unknown", None, {}),
-        (["tanh", "tanh"], [1, 4], [], 7, "jit", None, {}),
+        (MIXED, [3, 2, 4], [3, 2, 4], 12, "jit", None, ALL),
+        (MIXED, [3, 2, 4], [3, 2, 4], 7, "unknown", None, ALL),
+        # No more phases than steps
+        (MIXED, [5, 2, 3], [2, 2, 2], 2, "eager", None, {}),
+        (MIXED[1:], [2, 5], [2, 5], 7, "jit", None, ALL | BACKWARDS),
+        (MIXED[:2], [2, 3], [2, 3], 12, "unknown", None, {}),
+        (["tanh", "tanh"], [1, 4], [1, 1], 7, "jit", None, {}),
         (["tanh", "tanh"], [1, 4], [], 7, "unknown", "holes", {}),
         (["GRUCell"], [4], [], 7, "jit", "holes", ALL | STATES),
         # Only the last outputs, of dilations that nest and others
-        (["tanh"] * 3, [2, 4, 16], [], 16, "eager", None, {}),
+        (["tanh"] * 3, [2, 4, 16], [2, 2, 2], 16, "eager", None, {}),
+        (["tanh"] * 3, [1, 4, 8], [1, 1, 1], 7, "unknown", None, {}),
         (["LSTMCell"] * 3, [1, 2, 4], [], 6, "eager", None, {}),
-        (["IndRNN"] * 2, [3, 3], [], 12, "eager", None, {}),
-        (["tanh"] * 3, [2, 4, 8], [], 9, "eager", None, {}),
-        (["tanh"] * 3, [1, 3, 2], [], 6, "eager", None, {}),
-        (["tanh"] * 3, [1, 2, 3], [], 6, "eager", None, {}),
+        (["IndRNN"] * 2, [3, 3], [3, 3], 12, "eager", None, {}),
+        (["tanh"] * 3, [2, 4, 8], [2, 4, 8], 9, "eager", None, {}),
+        (["tanh"] * 3, [1, 3, 2], [1, 3, 2], 6, "eager", None, {}),
+        (["tanh"] * 3, [1, 2, 3], [1, 2, 3], 6, "eager", None, {}),
         (["TwoStates"] * 2, [1, 4], [], 7, "unknown", None, ALL | STATES),
     ],
 )
-def test_modes_and_dilations_that_ind_rnn_runs_by_itself(
+def test_modes_and_dilations_that_layers_run_by_themselves(
     kinds, dilations, ran, time, mode, mask, options, by_itself
 ):
     cells = [OF_DILATIONS[kind](dtype="float64") for kind in kinds]
@@ -220,7 +233,7 @@ def test_modes_and_dilations_that_ind_rnn_runs_by_itself(
     x, mask = tf.constant(data(B, time, F)), masked(mask, B, time)
     mask = None if mask is None else tf.constant(mask)
     actual = compiled(layer, mode, (x, None, mask))(x, None, mask)
-    assert by_itself == ran
+    assert [dilation for _, dilation in by_itself] == ran
     assert_same(actual, computed_by_hand(layer, x, None, mask))
 
 
@@ -233,11 +246,12 @@ def test_modes_and_dilations_that_ind_rnn_runs_by_itself(
         ({"dtype": "mixed_float16"}, False),
     ],
 )
-def test_ind_rnn_that_cannot_run_dilations_by_itself(
-    of_cell, training, by_itself
+@pytest.mark.parametrize("kind", [IndRNN, SimpleRNN])
+def test_layers_that_cannot_run_dilations_by_themselves(
+    kind, of_cell, training, by_itself
 ):
     layers = [
-        filled(DilatedRNN([IndRNN(N, seed=1, **of_cell)], [2], **ALL))
+        filled(DilatedRNN([kind(N, seed=1, **of_cell)], [2], **ALL))
         for _ in range(2)
     ]
     x = data(B, 7, F).astype("float32")
@@ -250,17 +264,20 @@ def test_ind_rnn_that_cannot_run_dilations_by_itself(
     assert bool(by_itself) == training
 
 
-def test_work_of_only_last_outputs(monkeypatch):
-    layer, work = stack("tanh", [2**i for i in range(6)]), []
-    inner_loop = type(layer.layers[0]).inner_loop
+def test_work_of_only_last_outputs(by_itself):
+    stack("tanh", [2**i for i in range(6)])(data(B, 64, F))
+    assert by_itself == [(steps, 1) for steps in (64, 32, 16, 8, 4, 2)]
 
-    def counted(inner, sequences, *args, **kwargs):
-        work.append(sequences.shape[0] * sequences.shape[1] // B)
-        return inner_loop(inner, sequences, *args, **kwargs)
 
-    monkeypatch.setattr(type(layer.layers[0]), "inner_loop", counted)
-    layer(data(B, 64, F))
-    assert work == [64, 32, 16, 8, 4, 2]
+def test_without_the_file_of_the_compiled_loops(by_itself, monkeypatch):
+    x = tf.constant(data(B, 12, F))
+    layer = stack("tanh", [1, 2, 4], **ALL)
+    expected = computed(layer, x)
+    assert by_itself
+    by_itself.clear()
+    monkeypatch.setattr(dilated_module, "fused", None)
+    assert_same(computed(layer, x), expected)
+    assert not by_itself
 
 
 RANDOM = {"dropout": 0.3, "recurrent_dropout": 0.4, "seed": 3}
@@ -629,10 +646,10 @@ def test_mean_recurrent_length(dilations, connections):
     assert of_paper == 12.00390625
 
 
-def test_second_gradients():
+def test_second_gradients(by_itself):
     x = tf.constant(data(B, 6, F))
     v = tf.constant(data(B, 6, F, phase=3))
-    with pytest.raises(NotImplementedError, match="`keras.*unroll=True"):
+    with pytest.raises(NotImplementedError, match="unroll=True"):
         second_gradient(stack("tanh", (2, 1)), x, v)
     cells = [SimpleRNN(N, unroll=True, dtype="float64") for _ in range(2)]
     layer = filled(DilatedRNN(cells, [2, 1], dtype="float64"))

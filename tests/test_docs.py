@@ -248,4 +248,4 @@ def test_files_import_only_files_above_them():
     files = files_of(table.split("\n\n")[0])
     assert sorted(files) == MODULES
     for index, name in enumerate(files):
-        assert imports(name) <= {*files[: index if index > 3 else 0]}, name
+        assert imports(name) <= {*files[: index if index > 2 else 0]}, name

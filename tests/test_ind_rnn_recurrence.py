@@ -25,6 +25,7 @@ from pairs import (
     data,
     fails_on,
     inputs,
+    masked,
     pair,
     softsign,
 )
@@ -423,3 +424,63 @@ def test_without_xla_may_be_nested():
             pass
         assert fused_step(cell) is None
     assert fused_step(cell) is not None
+
+
+@pytest.mark.parametrize(
+    "activation, dilation, mask, reset, parts",
+    each_value(
+        ["tanh", "relu", "sigmoid", "linear"],
+        [1, 3],
+        [None, "holes", "left"],
+        [False, True],
+        [1, 3],
+    ),
+)
+def test_neurons_that_mix(
+    monkeypatch, activation, dilation, mask, reset, parts
+):
+    """SimpleRNN with d vectors side by side, against one step at a time."""
+    monkeypatch.setattr(ind_rnn_recurrence, "MAX_BATCH_SPLITS", parts)
+    monkeypatch.setattr(ind_rnn_recurrence, "MIN_ELEMENTS_TO_SPLIT", 0)
+    monkeypatch.setattr(ind_rnn_recurrence.os, "cpu_count", lambda: parts)
+    activation = keras.activations.get(activation)
+    step = ind_rnn_recurrence.SimpleRNNStep(activation, N)
+    a, u, b, h0 = (
+        tf.constant(data(*shape, phase=phase))
+        for phase, shape in enumerate(
+            [(B, T, dilation * N), (N, N), (dilation * N,), (B, dilation * N)]
+        )
+    )
+    u *= 0.4
+    mask = masked(mask, B, T)
+    reset = np.sin(np.arange(B * T)).reshape(B, T) > 0.7 if reset else None
+
+    def loop(a, u, b, h):
+        outputs = []
+        for t in range(T):
+            before = h if reset is None else h * ~reset[:, t, None]
+            vectors = tf.reshape(before, (-1, N)) @ u
+            h = activation(a[:, t] + tf.reshape(vectors, h.shape) + b)
+            if mask is not None:
+                h = tf.where(mask[:, t, None], h, before)
+            outputs.append(h)
+        return tf.stack(outputs, axis=1), h
+
+    def fused(a, u, b, h):
+        weights = (tf.reshape(u, (-1,)),), (b,)
+        h, (last,) = ind_rnn_recurrence.recurrence(
+            a, weights, (h,), step=step, mask=mask, reset=reset
+        )
+        return h, last
+
+    def results(call):
+        with tf.GradientTape() as tape:
+            tape.watch((a, u, b, h0))
+            h, last = call(a, u, b, h0)
+            loss = tf.reduce_sum(h * data(*h.shape, phase=5))
+            loss += tf.reduce_sum(last * data(*last.shape, phase=6))
+        return h, last, *tape.gradient(loss, (a, u, b, h0))
+
+    expected = tf.function(results)(loop)
+    assert_close(tf.function(results)(fused), expected, 1e-12)
+    assert_close(results(fused), expected, 1e-12)

@@ -344,25 +344,6 @@ def test_fused_batch_norm():
     np.testing.assert_allclose(variance, v * 20 / 19, rtol=1e-4)
 
 
-@relies_on("tf.raw_ops.TanhGrad, ReluGrad, SigmoidGrad")
-@pytest.mark.parametrize(
-    "name, gradient",
-    [
-        ("tanh", lambda y, g: tf.raw_ops.TanhGrad(y=y, dy=g)),
-        ("relu", lambda y, g: tf.raw_ops.ReluGrad(gradients=g, features=y)),
-        ("sigmoid", lambda y, g: tf.raw_ops.SigmoidGrad(y=y, dy=g)),
-    ],
-)
-def test_gradients_from_outputs(name, gradient):
-    """They take the output of the activation, not its input."""
-    x = tf.constant([-1.5, -0.5, 0.5, 1.5])
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = getattr(tf.nn, name)(x)
-    expected = tape.gradient(y, x)
-    np.testing.assert_allclose(gradient(y, tf.ones(4)), expected, rtol=1e-5)
-
-
 def tf2onnx(model, folder):
     import tf2onnx
 
