@@ -532,11 +532,11 @@ class _Rows(NamedTuple):
 
 
 def dilated_rnn(cell_type, hidden_structs, dilations=None, **kwargs):
-    """A DilatedRNN of one kind of cell, with the authors' argument names.
+    """A DilatedRNN of kinds of cells, with the authors' argument names.
 
     Arguments:
         cell_type: "RNN", "LSTM", "GRU" or "IndRNN" (this one from
-            `ind_rnn.py`).
+            `ind_rnn.py`), or a list of them, one for each layer.
         hidden_structs: A list: the units of each layer, bottom layer first.
         dilations: A list: the dilation of each layer. Default: 1, 2, 4, ...
         **kwargs: Those of `DilatedRNN` go there, all others to every cell,
@@ -555,16 +555,16 @@ def dilated_rnn(cell_type, hidden_structs, dilations=None, **kwargs):
         >>> layer(keras.ops.ones((2, 784, 1))).shape
         TensorShape([2, 200])
     """
-    kinds = ("RNN", "LSTM", "GRU", "IndRNN")
-    if cell_type not in kinds:
+    units = _positive_integers("hidden_structs", hidden_structs)
+    kinds = [cell_type] * len(units)
+    if isinstance(cell_type, (list, tuple)):
+        kinds = cell_type
+    if len(kinds) != len(units):
         raise ValueError(
-            f"`cell_type` must be one of {', '.join(kinds)}, got {cell_type!r}"
+            "`cell_type` must be one name, or one for each of "
+            f"`hidden_structs`, got {len(kinds)} for {len(units)}"
         )
-    if cell_type == "IndRNN":
-        from ind_rnn import IndRNN as layer_type  # only needed here
-    else:
-        name = "SimpleRNN" if cell_type == "RNN" else cell_type
-        layer_type = getattr(keras.layers, name)
+    layer_types = [_layer_type(kind) for kind in kinds]
     own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
     for name in ("activity_regularizer", "name", "trainable"):
         if name in kwargs:
@@ -573,12 +573,60 @@ def dilated_rnn(cell_type, hidden_structs, dilations=None, **kwargs):
         own["dtype"] = kwargs["dtype"]
     seed = kwargs.pop("seed", None)
     layers = [
-        layer_type(units, seed=None if seed is None else seed + index, **kwargs)
-        for index, units in enumerate(
-            _positive_integers("hidden_structs", hidden_structs)
-        )
+        layer_type(count, seed=None if seed is None else seed + index, **kwargs)
+        for index, (layer_type, count) in enumerate(zip(layer_types, units))
     ]
     return DilatedRNN(layers, dilations, **own)
+
+
+def _layer_type(cell_type):
+    kinds = ("RNN", "LSTM", "GRU", "IndRNN")
+    if cell_type not in kinds:
+        raise ValueError(
+            f"`cell_type` must be one of {', '.join(kinds)}, got {cell_type!r}"
+        )
+    if cell_type == "IndRNN":
+        from ind_rnn import IndRNN  # only needed here
+
+        return IndRNN
+    return getattr(
+        keras.layers, "SimpleRNN" if cell_type == "RNN" else cell_type
+    )
+
+
+def mixed_rnn(units, num_layers=2, **kwargs):
+    """SimpleRNN layers that mix neurons, under an IndRNN that remembers.
+
+    The layer to begin with: put it in the place of LSTM. It is a `DilatedRNN`
+    with dilations 1, 2, 4, ...: each step of a SimpleRNN combines the features
+    of a few steps, and the neurons of the IndRNN above keep the results for up
+    to T steps. Chosen by `benchmarks/drop_in.py --study networks`.
+
+    Arguments:
+        units: N, the number of neurons in each layer.
+        num_layers: The last one is the IndRNN. At least 2. Default: 2.
+        **kwargs: As in `dilated_rnn`: `return_sequences`, `stateful`, ... go to
+            `DilatedRNN`, and `dropout`, `seed`, ... to every layer.
+
+    Returns:
+        A `DilatedRNN`.
+
+    Raises:
+        ValueError, TypeError: If an argument has a wrong type or range.
+        ModuleNotFoundError: Without `ind_rnn.py`.
+
+    Example:
+        >>> model = keras.Sequential([
+        ...     keras.Input((100, 3)), mixed_rnn(64), keras.layers.Dense(1)])
+        >>> model.count_params()
+        8641
+    """
+    (units,) = _positive_integers("units", [units])
+    (num_layers,) = _positive_integers("num_layers", [num_layers])
+    if num_layers < 2:
+        raise ValueError(f"`num_layers` must be at least 2, got {num_layers}")
+    kinds = ["RNN"] * (num_layers - 1) + ["IndRNN"]
+    return dilated_rnn(kinds, [units] * num_layers, **kwargs)
 
 
 def mean_recurrent_length(dilations):

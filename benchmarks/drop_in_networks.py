@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from deep_ind_rnn import residual_ind_rnn, stacked_ind_rnn
-from dilated_rnn import DilatedRNN
+from dilated_rnn import DilatedRNN, mixed_rnn
 from ind_rnn import IndRNN
 from ind_rnn_cell import TimeConstants, UnitGain
 from indy import IndyGRU, IndyLSTM
@@ -72,7 +72,12 @@ def dilated(kinds, count, x, every_step):
 
 
 def mixed(count, x, every_step):
-    """SimpleRNN with dilations 1, 2, ... over an IndRNN, which remembers."""
+    """IndRNN, which remembers, over SimpleRNN with dilations 1, 2, ..."""
+    return mixed_rnn(UNITS, count, return_sequences=every_step)(x)
+
+
+def upside_down(count, x, every_step):
+    """SimpleRNN with dilations 1, 2, ... over IndRNN."""
     layers = [IndRNN(UNITS)]
     layers += [keras.layers.SimpleRNN(UNITS) for _ in range(count - 1)]
     dilations = [1, *(2**index for index in range(count - 1))]
@@ -105,7 +110,8 @@ BUILDERS = {
     "dilated SimpleRNN": functools.partial(dilated, [SIMPLE]),
     "dilated IndRNN": functools.partial(dilated, [IndRNN]),
     "dilated, in turn": functools.partial(dilated, [SIMPLE, IndRNN]),
-    "SimpleRNN over IndRNN": mixed,
+    "mixed": mixed,
+    "SimpleRNN over IndRNN": upside_down,
     "stacked, dilated": stacked_dilated,
     "residual, dilated": residual_dilated,
 }
