@@ -621,10 +621,8 @@ def mixed_rnn(units, num_layers=2, **kwargs):
         >>> model.count_params()
         8641
     """
-    (units,) = _positive_integers("units", [units])
-    (num_layers,) = _positive_integers("num_layers", [num_layers])
-    if num_layers < 2:
-        raise ValueError(f"`num_layers` must be at least 2, got {num_layers}")
+    units = _integer("units", units, minimum=1)
+    num_layers = _integer("num_layers", num_layers, minimum=2)
     kinds = ["RNN"] * (num_layers - 1) + ["IndRNN"]
     return dilated_rnn(kinds, [units] * num_layers, **kwargs)
 
@@ -907,13 +905,15 @@ def _positive_integers(name, values):
         raise ValueError(
             f"`{name}` must be a list of at least one integer, got {values!r}"
         )
-    for index, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(
-                f"`{name}[{index}]` must be an integer, got {value!r}"
-            )
-        if value < 1:
-            raise ValueError(
-                f"`{name}[{index}]` must be at least 1, got {value}"
-            )
-    return [int(value) for value in values]
+    return [
+        _integer(f"{name}[{index}]", value, minimum=1)
+        for index, value in enumerate(values)
+    ]
+
+
+def _integer(name, value, minimum):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {value}")
+    return int(value)

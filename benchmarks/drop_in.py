@@ -7,9 +7,9 @@
 
 `--study gates` is of IndyLSTM and IndyGRU, and of how their weights start;
 `--study bound` of `recurrent_max_abs`; `--study networks` of the networks to
-begin with, beside LSTM and GRU; `--study house`, into the same --out, of all
-others of this library. The first two were run before there were the tasks
-ordered, next_hour and weather.
+begin with, beside LSTM and GRU; into the same --out, `--study house` of all
+others of this library, and `--study normalization` of deep networks. The first
+two were run before there were the tasks ordered, next_hour and weather.
 
 Trains every network on every task with Adam, and writes a row for each epoch to
 `runs.csv` in --out. Stopped, it goes on where it was; `drop_in_report.py` makes
@@ -34,7 +34,7 @@ import time
 import keras
 import tensorflow as tf
 
-from drop_in_networks import BOUNDS, INDY, build
+from drop_in_networks import BOUNDS, INDY, NORMALIZATIONS, build
 from drop_in_tasks import TASKS
 
 BATCH, EPOCHS = 32, 4
@@ -121,6 +121,7 @@ HOUSE = (
     ("stacked, dilated", (6,), 1e-3),
     ("residual, dilated", (2,), 1e-3),
 )
+NORMALIZED = tuple((name, (6,), 1e-3) for name in NORMALIZATIONS)
 # By --study: what sets the time, what trains for as long, and other starts.
 STUDIES = {
     "ind_rnn": (KERAS_STUDY, STUDY, CANDIDATES),
@@ -128,9 +129,10 @@ STUDIES = {
     "bound": ((), (), BOUND_CANDIDATES),
     "networks": (PEERS, CHOSEN, ()),
     "house": ((), HOUSE, ()),
+    "normalization": ((), NORMALIZED, ()),
 }
 # Which of them train on, for as long as LSTM of so many layers.
-IN_THE_TIME_OF_LSTM = {name: 2 for name, *_ in CHOSEN + HOUSE}
+IN_THE_TIME_OF_LSTM = {name: 2 for name, *_ in CHOSEN + HOUSE + NORMALIZED}
 IN_THE_TIME_OF_LSTM |= {"IndRNN": 1, "IndyLSTM": 1, "IndyGRU": 1}
 
 

@@ -28,6 +28,16 @@ BOUNDS = {
 }
 
 
+NORMALIZATIONS = {
+    "stacked": {},
+    "stacked, not normalized": {"normalization": None},
+    "stacked, layer": {"normalization": "layer"},
+    "stacked, rms": {"normalization": "rms"},
+    "stacked, batch first": {"normalize_first": True},
+    "stacked, layer first": {"normalization": "layer", "normalize_first": True},
+}
+
+
 def build(run, task):
     """The compiled network of a run."""
     x = inputs = keras.Input(task.x.shape[1:], dtype=task.x.dtype)
@@ -211,14 +221,13 @@ def options(model, time_steps):
             "kernel_initializer": "glorot_uniform",
             "recurrent_initializer": uniform,
         },
-        "stacked": {},
+        **NORMALIZATIONS,
         "stacked, uniform": {
             "recurrent_initializer": keras.initializers.RandomUniform(
                 0.0, 2 ** (1 / time_steps)
             )
         },
         "stacked, time constants": tau(),
-        "stacked, not normalized": {"normalization": None},
         "all positive": tau(negative=0.0),
         "half negative": tau(negative=0.5),
         "longest 1000": {**gain(time_steps=1000), **tau(longest=1000)},

@@ -5,8 +5,11 @@
     python benchmarks/drop_in_report.py out/gates/runs.csv --study gates \
         --picture img/drop_in/gates.png
     python benchmarks/drop_in_report.py out/bound/runs.csv --study bound
-    python benchmarks/drop_in_report.py benchmarks/drop_in.csv --networks deep \
-        --tasks pixels characters copy --picture img/drop_in/deep.png
+    python benchmarks/drop_in_report.py out/networks/runs.csv --study networks \
+        --picture img/drop_in/networks.png
+    python benchmarks/drop_in_report.py benchmarks/drop_in_networks.csv \
+        --study networks --tasks pixels narma adding \
+        --picture img/drop_in/first.png
 
 A figure is the mean over the seeds and their standard deviation; accuracies are
 those of rows, pixels, permuted and words, all others losses. A score after some
@@ -17,7 +20,7 @@ import argparse
 import pathlib
 import statistics
 
-from drop_in import CANDIDATES, EPOCHS, STARTS_OF_GATES, STUDY, read
+from drop_in import CANDIDATES, EPOCHS, HOUSE, STARTS_OF_GATES, STUDY, read
 from drop_in_networks import BOUNDS
 
 ACCURACIES = "rows", "pixels", "permuted", "words"
@@ -288,6 +291,64 @@ def tables_of_bound(study):
         )
 
 
+# (name, model, layers): `mixed_rnn` first
+OF_NETWORKS = (
+    ("mixed_rnn", "mixed", 2),
+    ("mixed_rnn, 3 layers", "mixed", 3),
+    ("LSTM", "LSTM", 1),
+    ("LSTM, 2 layers", "LSTM", 2),
+    ("GRU", "GRU", 1),
+    ("GRU, 2 layers", "GRU", 2),
+    ("IndRNN, 2 layers", "IndRNN", 2),
+)
+
+
+def tables_of_networks(study):
+    last, first = study.after(EPOCHS), study.after(1, "loss")
+    seconds, weights = study.after(EPOCHS, "seconds"), study.after(1, "weights")
+
+    def compared(title, values, names, rivals, **options):
+        columns = [
+            (name, values, run) for name, *run in OF_NETWORKS if name in names
+        ]
+        table(study, title, columns, rivals, **options)
+
+    everyone = [name for name, *_ in OF_NETWORKS]
+    compared(
+        "In the time of four epochs of one LSTM layer",
+        study.within(1),
+        ["mixed_rnn", "mixed_rnn, 3 layers", "LSTM", "GRU", "IndRNN, 2 layers"],
+        ((0, 2), (0, 3), (1, 2), (1, 3), (0, 4)),
+    )
+    compared(
+        "In the time of four epochs of two LSTM layers",
+        study.within(2),
+        ["mixed_rnn", "mixed_rnn, 3 layers", "LSTM, 2 layers", "GRU, 2 layers"],
+        ((0, 2), (0, 3), (1, 2), (1, 3), (0, 1)),
+    )
+    compared(
+        "After four epochs each",
+        last,
+        everyone,
+        tuple((0, index) for index in range(2, 6)),
+    )
+    compared("Loss of the first epoch", first, everyone, (), score=False)
+    compared("Seconds of four epochs", seconds, everyone, (), score=False)
+    compared("Weights", weights, everyone, (), score=False)
+    others = [
+        (f"{name}, {count or 'T'} layers", study.within(2), (name, count))
+        for name, counts, _ in HOUSE
+        for count in counts
+        if any(study.seeds(task, name, count) for task in study.tasks)
+    ]
+    if others:
+        table(
+            study,
+            "The others, in the time of four epochs of two LSTM layers",
+            [("mixed_rnn", study.within(2), ("mixed", 2)), *others],
+        )
+
+
 def candidates(layers):
     """The names of all starts of IndRNN with so many layers, new one first."""
     models = STUDY + CANDIDATES
@@ -298,6 +359,7 @@ TABLES = {
     "ind_rnn": tables,
     "gates": tables_of_gates,
     "bound": tables_of_bound,
+    "networks": tables_of_networks,
 }
 # What a picture shows: label, model, layers, color.
 NETWORKS = {
@@ -314,6 +376,14 @@ NETWORKS = {
         ("IndyLSTM", "IndyLSTM", 1, "tab:green"),
         ("IndyLSTM, 2 layers", "IndyLSTM", 2, "tab:olive"),
         ("IndyGRU", "IndyGRU", 1, "tab:purple"),
+    ),
+    "networks": (
+        ("LSTM", "LSTM", 1, "tab:red"),
+        ("LSTM, 2 layers", "LSTM", 2, "tab:pink"),
+        ("GRU", "GRU", 1, "tab:orange"),
+        ("mixed_rnn", "mixed", 2, "tab:blue"),
+        ("mixed_rnn, 3 layers", "mixed", 3, "tab:cyan"),
+        ("IndRNN, 2 layers", "IndRNN", 2, "tab:green"),
     ),
     "deep": (
         ("LSTM, 2 layers", "LSTM", 2, "tab:red"),

@@ -7,8 +7,15 @@ of 0.167 (1/6); a network without memory does not get below it. Source: arXiv
 1803.04831, section 5.1.
 
     python examples/addition_rnn.py --time-steps 5000 --units 32
+    python examples/addition_rnn.py --time-steps 1000 --seeds 10 --until 0.01
+
+`--seeds` trains one network after the other, in directories of their own, and
+prints after how many steps and seconds each was good enough.
 """
 
+import argparse
+import pathlib
+import statistics
 import sys
 
 import keras
@@ -97,6 +104,15 @@ def add_arguments(parser):
         "20,000 steps (default: "
         f"{IND_RNN_RATE}; other networks: {OTHER_RATE})",
     )
+    parser.add_argument(
+        "--until",
+        type=arguments.positive,
+        metavar="N",
+        help="stop after the epoch with a test error below this (default: "
+        "train for all of --epochs)",
+    )
+    text = "networks to train, with the seeds --seed, --seed + 1, ..."
+    arguments.option(parser, "--seeds", 1, text, type=count)
     arguments.add_start(parser, "default")
 
 
@@ -106,8 +122,16 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    args = parse(argv)
+def is_enough(args, history):
+    return (
+        args.until is not None
+        and bool(history)
+        and history[-1]["val_loss"] < args.until
+    )
+
+
+def train(args):
+    """Train one network; its history."""
 
     def batch(epoch, step):
         rng = np.random.default_rng([args.seed, 0, epoch, step])
@@ -121,6 +145,7 @@ def main(argv=None):
         lambda: build_model(args),
         batch,
         args.steps_per_epoch,
+        enough=lambda history: is_enough(args, history),
         validation_data=test,
         validation_batch_size=100,
     )
@@ -132,6 +157,31 @@ def main(argv=None):
         baseline=(BASELINE, "no memory: 0.167"),
         log=True,
     )
+    return history
+
+
+def main(argv=None):
+    args = parse(argv)
+    if args.seeds == 1:
+        train(args)
+        return
+    found = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        out = str(pathlib.Path(args.out) / f"seed_{seed}")
+        own = {**vars(args), "seed": seed, "seeds": 1, "out": out}
+        found.append(train(argparse.Namespace(**own))[-1])
+    print("\n| seed | steps | seconds | test error |\n|---|---|---|---|")
+    for seed, row in enumerate(found, args.seed):
+        print(
+            f"| {seed} | {row['steps']} | {row['seconds']:.0f} "
+            f"| {row['val_loss']:.2g} |"
+        )
+    for name, choose in (("median", statistics.median), ("worst", max)):
+        steps, seconds, error = (
+            choose(row[column] for row in found)
+            for column in ("steps", "seconds", "val_loss")
+        )
+        print(f"| {name} | {steps:.0f} | {seconds:.0f} | {error:.2g} |")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Sources: arXiv 1803.04831, section 5.2; arXiv 1710.02224, section 4.2.
 
     python examples/sequential_mnist.py --data mnist.npz
     python examples/sequential_mnist.py --model dilated --permute
+    python examples/sequential_mnist.py --model mixed --layers 4 --permute
     python examples/sequential_mnist.py --evaluate out/sequential_mnist
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 import arguments
 import training
 from deep_ind_rnn import dense_ind_rnn, residual_ind_rnn, stacked_ind_rnn
+from dilated_rnn import mixed_rnn
 from ind_rnn import IndRNN
 
 TIME_STEPS = 784
@@ -195,6 +197,15 @@ def recurrent_network(args, return_sequences):
         layers = [
             arguments.dilated(args, args.pad_noise, args.dropout, **options)
         ]
+    elif args.model == "mixed":
+        layers = [
+            mixed_rnn(
+                args.units,
+                args.layers,
+                dropout=args.dropout,
+                return_sequences=return_sequences,
+            )
+        ]
     else:
         layers = plain_layers(args, return_sequences)
     return keras.Sequential([keras.Input(shape), *layers])
@@ -242,7 +253,7 @@ def add_data(parser):
 
 def parse(argv):
     models = ("indrnn", "stacked", "residual", "dense", "dilated_stacked")
-    models += ("dilated_residual", "dilated")
+    models += ("dilated_residual", "dilated", "mixed")
     parser = arguments.parser(__doc__, "sequential_mnist", models)
     count = arguments.count(1)
     for flag, default, text, kind in (

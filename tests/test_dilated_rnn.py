@@ -15,7 +15,12 @@ from keras.layers import GRU, LSTM, GRUCell, LSTMCell, SimpleRNN, SimpleRNNCell
 import dilated_rnn as dilated_module
 import indy
 from cases import each_value, every_drawn_pair
-from dilated_rnn import DilatedRNN, dilated_rnn, mean_recurrent_length
+from dilated_rnn import (
+    DilatedRNN,
+    dilated_rnn,
+    mean_recurrent_length,
+    mixed_rnn,
+)
 from ind_rnn import IndRNN
 from ind_rnn_cell import IndRNNCell
 from pairs import (
@@ -514,6 +519,32 @@ def test_options_reach_cells_and_layer(kind):
         assert each.dtype_policy.name == "mixed_float16"
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_mixed_rnn(count):
+    of_cell = {"dropout": 0.1, "activation": "relu", "seed": 5}
+    layer = mixed_rnn(N, count, return_state=True, **of_cell)
+    kinds = [SimpleRNN] * (count - 1) + [IndRNN]
+    layers = [
+        kind(N, **{**of_cell, "seed": 5 + index})
+        for index, kind in enumerate(kinds)
+    ]
+    dilations = [2**index for index in range(count)]
+    expected = DilatedRNN(layers, dilations, return_state=True)
+    config, of_expected = layer.get_config(), expected.get_config()
+    for each in config, of_expected:
+        del each["name"]
+        for cell in each["cells"]:
+            del cell["config"]["name"]
+    assert config == of_expected
+    assert mixed_rnn(N).dilations == [1, 2]
+
+
+def test_kinds_of_layers():
+    layer = dilated_rnn(["GRU", "RNN"], [3, N], seed=None)
+    kinds = [type(cell).__name__ for cell in layer.cells]
+    assert kinds == ["GRU", "SimpleRNNCell"] and layer.dilations == [1, 2]
+
+
 def two_cells(**options):
     cells = [SimpleRNNCell(N), SimpleRNNCell(N)]
     return DilatedRNN(**{"cells": cells, "dilations": [2, 3], **options})
@@ -574,6 +605,14 @@ def test_other_bad_arguments():
     kinds = "RNN, LSTM, GRU, IndRNN"
     with pytest.raises(ValueError, match=f"^`cell_type` .*{kinds}, got 'rnn'"):
         dilated_rnn("rnn", [N])
+    with pytest.raises(ValueError, match=f"^`cell_type` .*{kinds}, got 'rnn'"):
+        dilated_rnn(["RNN", "rnn"], [N, N])
+    with pytest.raises(ValueError, match="^`cell_type` must .*got 1 for 2"):
+        dilated_rnn(["RNN"], [N, N])
+    with pytest.raises(TypeError, match="^`units` must be an integer, got 2.5"):
+        mixed_rnn(2.5)
+    with pytest.raises(ValueError, match="^`num_layers` must be .* 2, got 1"):
+        mixed_rnn(N, 1)
     with pytest.raises(ValueError, match="`sequences` must .*None, None, None"):
         two_cells().build((None, None, None))
     with pytest.raises(ValueError, match="`sequences` .*`stateful=True`.*None"):
@@ -664,3 +703,5 @@ def test_only_ind_rnn_needs_another_file(monkeypatch):
     assert dilated_rnn("GRU", [4], [2]).dilations == [2]
     with pytest.raises(ModuleNotFoundError, match="ind_rnn"):
         dilated_rnn("IndRNN", [4], [2])
+    with pytest.raises(ModuleNotFoundError, match="ind_rnn"):
+        mixed_rnn(4)

@@ -236,6 +236,7 @@ def test_the_files_to_copy_are_those_that_are_needed():
         "`IndRNNCell`": {"ind_rnn_cell"},
         "`DilatedRNN`": {"dilated_rnn"},
         "`IndRNN`": needed("ind_rnn"),
+        "`mixed_rnn`": {"dilated_rnn"} | needed("ind_rnn"),
         "the deep networks": needed("deep_ind_rnn"),
         "`IndyLSTM`": needed("indy"),
     }

@@ -185,7 +185,7 @@ def report(name, *argv):
     return (folder / f"{name}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("study", ["ind_rnn", "gates", "bound"])
+@pytest.mark.parametrize("study", ["ind_rnn", "gates", "bound", "networks"])
 def test_the_tables_in_the_files_are_those_of_the_runs(study, capsys):
     name = "drop_in" if study == "ind_rnn" else f"drop_in_{study}"
     expected = report(name, "--study", study)

@@ -155,6 +155,24 @@ def test_addition_learns_and_leaves_its_results(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("_*"))
 
 
+def test_addition_with_several_seeds(tmp_path, capsys):
+    argv = ["--time-steps", 8, "--units", 4, "--epochs", 3, "--seeds", 2]
+    argv += ["--steps-per-epoch", 2, "--out", tmp_path]
+    main(addition_rnn, argv, "--until", 1e-9)
+    runs = [history(tmp_path / f"seed_{seed}") for seed in (1, 2)]
+    assert [len(run) for run in runs] == [3, 3] and runs[0] != runs[1]
+    table = capsys.readouterr().out.split("| seed |")[1].splitlines()[2:]
+    rows = [line.strip("| ").split(" | ") for line in table]
+    assert [row[:2] for row in rows] == [
+        [name, "6"] for name in ("1", "2", "median", "worst")
+    ]
+    errors = [run[-1]["val_loss"] for run in runs]
+    assert rows[-1][3] == f"{max(errors):.2g}"
+    # Good enough after the first epoch, whatever --resume finds
+    main(addition_rnn, argv, "--until", 1e9, "--seed", 3)
+    assert len(history(tmp_path / "seed_4")) == 1
+
+
 def test_adding_batch():
     x, y = addition_rnn.adding_batch(np.random.default_rng(1), 64, 11)
     assert x.shape == (64, 11, 2) and y.shape == (64, 1)
