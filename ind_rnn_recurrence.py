@@ -425,7 +425,11 @@ def _first_gradients(backward, *arguments):
 def _compiled(function):
     """Compile with XLA, one program for each step and each shape."""
     if tf:
-        return tf.function(function, jit_compile=True, autograph=False)
+        compiled = tf.function(function, jit_compile=True, autograph=False)
+        # The layers of a network have shapes of their own. TensorFlow would
+        # warn after five.
+        compiled._omit_frequent_tracing_warning = True
+        return compiled
     return jax.jit(function, static_argnums=0) if jax else function
 
 

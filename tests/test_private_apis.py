@@ -328,6 +328,21 @@ def test_what_a_function_holds(function, captures, is_stateful):
     assert any(found) == is_stateful
 
 
+@relies_on("tf.function: _omit_frequent_tracing_warning")
+@pytest.mark.parametrize("omit", [False, True])
+def test_warning_of_frequent_tracing(omit, caplog):
+    def twice(x):
+        return 2 * x
+
+    function = tf.function(twice)
+    function._omit_frequent_tracing_warning = omit
+    tf.get_logger().propagate, before = True, tf.get_logger().propagate
+    for length in range(1, 9):
+        function(tf.ones(length))
+    tf.get_logger().propagate = before
+    assert ("triggered tf.function retracing" in caplog.text) is not omit
+
+
 @relies_on("tf.raw_ops.FusedBatchNormV3")
 def test_fused_batch_norm():
     """Its variance is that of a sample; empty statistics mean training."""
