@@ -332,9 +332,12 @@ def tables_of_networks(study):
         everyone,
         tuple((0, index) for index in range(2, 6)),
     )
-    compared("Loss of the first epoch", first, everyone, (), score=False)
-    compared("Seconds of four epochs", seconds, everyone, (), score=False)
-    compared("Weights", weights, everyone, (), score=False)
+    for title, values in (
+        ("Loss of the first epoch", first),
+        ("Seconds of four epochs", seconds),
+        ("Weights", weights),
+    ):
+        compared(title, values, everyone, (), score=False)
     others = [
         (f"{name}, {count or 'T'} layers", study.within(2), (name, count))
         for name, counts, _ in HOUSE

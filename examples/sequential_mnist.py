@@ -200,10 +200,7 @@ def recurrent_network(args, return_sequences):
     elif args.model == "mixed":
         layers = [
             mixed_rnn(
-                args.units,
-                args.layers,
-                dropout=args.dropout,
-                return_sequences=return_sequences,
+                args.units, args.layers, return_sequences=return_sequences
             )
         ]
     else:
@@ -331,6 +328,11 @@ def parse(argv):
     for name, value in (DILATED if args.model == "dilated" else OTHERS).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.model == "mixed" and (args.layers < 2 or args.dropout):
+        parser.error(
+            "--model mixed must have at least 2 --layers and no --dropout, got "
+            f"{args.layers} and {args.dropout}"
+        )
     count = len(args.dilations)
     if args.model == "dilated_residual" and count % 2 == 0:
         parser.error(

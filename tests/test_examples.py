@@ -127,6 +127,18 @@ def test_networks_to_choose_from(example, choice, kind):
     assert [type(layer).__name__ for layer in found] == [kind] * 2
 
 
+def test_mixed_digits(capsys):
+    argv = ["--model", "mixed", "--units", "4"]
+    args = sequential_mnist.parse([*argv, "--layers", "3"])
+    (layer,) = sequential_mnist.recurrent_network(args, True).layers
+    kinds = [type(cell).__name__ for cell in layer.cells]
+    assert kinds == ["SimpleRNNCell", "SimpleRNNCell", "IndRNN"]
+    for wrong in (["--layers", "1"], ["--dropout", "0.1"]):
+        with pytest.raises(SystemExit):
+            sequential_mnist.parse([*argv, *wrong])
+        assert "--model mixed must have at least 2" in capsys.readouterr().err
+
+
 @SLOW
 @pytest.mark.parametrize("name", ["noisy", "copy"])
 def test_a_killed_run_resumes_to_the_same_end(
