@@ -39,7 +39,7 @@ def stacked_ind_rnn(
     recurrent_initializer=None,
     long_memory=False,
     dilations=None,
-    normalization="batch",
+    normalization=None,
     normalize_first=False,
     max_steps=None,
     recurrent_regularizer=None,
@@ -73,8 +73,9 @@ def stacked_ind_rnn(
         recurrent_max_abs: The bound of |u|: a number, None for no bound, or
             "auto" for 2^(1/T), which is 1.0 if T is None. Default: "auto".
         recurrent_initializer: How recurrent weights start. Default: None,
-            which is uniform over [-bound / 3, bound] (without a bound, over
-            [-1/3, 1]). Without normalization it is `TimeConstants` up to T.
+            which is `TimeConstants` up to T without normalization, and
+            uniform over [-bound / 3, bound] with it (without a bound, over
+            [-1/3, 1]).
         long_memory: Starts the recurrent weights of the last layer near 1,
             uniform over [1 / bound, bound], so that it remembers the whole
             sequence. For networks that return the last step only. Default:
@@ -84,9 +85,13 @@ def stacked_ind_rnn(
             2), and whose bound is that of |u| to the power of d. With 1, 2,
             4, ... steps that are far apart are few connections apart.
             Default: None, which is 1 for all.
-        normalization: "batch"; "layer", over the features of each step; "rms",
-            the same without subtracting the mean (both as in Keras, "rms"
-            from Keras 3.9 on); or None. Default: "batch".
+        normalization: None; "batch", as in the papers; "layer", over the
+            features of each step; "rms", the same without subtracting the
+            mean (both as in Keras, "rms" from Keras 3.9 on). "batch" needs
+            batches drawn at random: if those of training are neighbours in
+            time, its running statistics are not those of a batch, and the
+            loss of validation grows while that of training falls. Default:
+            None.
         normalize_first: Whether the normalization comes before each
             recurrence rather than after it. Default: False.
         max_steps: Keeps separate statistics of batch normalization for each of
@@ -147,7 +152,7 @@ def residual_ind_rnn(
     recurrent_initializer=None,
     long_memory=False,
     dilations=None,
-    normalization="batch",
+    normalization=None,
     normalize_first=False,
     max_steps=None,
     recurrent_regularizer=None,
@@ -224,7 +229,7 @@ def dense_ind_rnn(
     recurrent_max_abs="auto",
     recurrent_initializer=None,
     long_memory=False,
-    normalization="batch",
+    normalization=None,
     normalize_first=False,
     max_steps=None,
     recurrent_regularizer=None,

@@ -407,8 +407,10 @@ class TimeConstants(keras.initializers.Initializer):
         |u| = exp(-1 / tau),    tau log-uniform over [shortest, longest]
 
     As many neurons remember for 1 to 10 steps as for 10 to 100: without input,
-    a state falls to 1/e of itself in tau steps. This is the default of
-    `IndRNNCell` and `IndRNN`, chosen by `benchmarks/drop_in.py`.
+    a state falls to 1/e of itself in tau steps. The weights are the quantiles
+    of this distribution in a random order, so that few neurons, too, have all
+    kinds of memory. This is the default of `IndRNNCell` and `IndRNN`, chosen
+    by `benchmarks/drop_in.py`.
 
     Arguments:
         shortest: The shortest time constant, in steps, a number > 0. Default:
@@ -417,8 +419,8 @@ class TimeConstants(keras.initializers.Initializer):
             number of time steps if an IndRNN knows it, or 1000.
         negative: The fraction of negative weights, in [0, 1). Their neurons
             respond to changes of the input. Default: 0.25.
-        seed: An integer, or None for a random one. One instance draws the same
-            values each time. Default: None.
+        seed: An integer, or None for a random one. One instance has the same
+            order each time. Default: None.
 
     Raises:
         ValueError, TypeError: If an argument has a wrong type or range.
@@ -444,7 +446,9 @@ class TimeConstants(keras.initializers.Initializer):
         self._uniform = keras.initializers.RandomUniform(0.0, 1.0, self.seed)
 
     def __call__(self, shape, dtype=None):
-        r = self._uniform(shape, "float32")
+        draws = ops.reshape(self._uniform(shape, "float32"), (-1,))
+        rank = ops.cast(ops.argsort(ops.argsort(draws)), "float32")
+        r = ops.reshape((rank + 0.5) / draws.shape[0], shape)
         negative = r < self.negative
         # What is left of r, once it has chosen the sign, is uniform again.
         r = ops.where(

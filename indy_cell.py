@@ -352,7 +352,8 @@ class GateTimeConstants(keras.initializers.Initializer):
         f = exp(-1 / tau),    tau log-uniform over [shortest, longest]
 
     where f is the forget gate at inputs of zero: a state falls to 1/e of itself
-    in tau steps. All other biases of the cell start with zeros. This is the
+    in tau steps. As in `TimeConstants`, the values are quantiles in a random
+    order. All other biases of the cell start with zeros. This is the
     default of IndyLSTM and IndyGRU, chosen by `benchmarks/drop_in.py`. The
     chrono initialization, arXiv 1804.11188, draws tau uniformly and also closes
     the input gates.
@@ -363,7 +364,7 @@ class GateTimeConstants(keras.initializers.Initializer):
         longest: The longest one, a number >= `shortest`. Default: None, the
             number of time steps if the layer knows it, or 1000.
         seed: An integer, or None for another one in each instance. An instance
-            draws the same values each time. Default: None.
+            has the same order each time. Default: None.
 
     Call arguments:
         shape: That of the biases of the forget gates, (N,).

@@ -20,7 +20,14 @@ import argparse
 import pathlib
 import statistics
 
-from drop_in import CANDIDATES, EPOCHS, HOUSE, STARTS_OF_GATES, STUDY, read
+from drop_in import (
+    CANDIDATES,
+    EPOCHS,
+    HOUSE,
+    STARTS_OF_GATES,
+    STUDY,
+    read,
+)
 from drop_in_networks import BOUNDS
 
 ACCURACIES = "rows", "pixels", "permuted", "words"
@@ -282,11 +289,19 @@ def tables_of_gates(study):
 def tables_of_bound(study):
     last = study.after(EPOCHS)
     for layers, rate in ((2, 1e-3), (2, 3e-3), (4, 1e-3)):
+        how = f"{layers} layers, Adam {rate:g}, after four epochs"
         table(
             study,
-            f"The bound: {layers} layers, Adam {rate:g}, after four epochs",
+            f"The bound: {how}",
             [(name, last, (name, layers, rate)) for name in BOUNDS],
             rivals=[(index, 0) for index in range(1, len(BOUNDS))],
+            slack=0.02,
+        )
+        start = {"quantiles": "quantiles", "drawn": "bound 2^(1/T)"}
+        table(
+            study,
+            f"Time constants: {how}",
+            [(name, last, (run, layers, rate)) for name, run in start.items()],
             slack=0.02,
         )
 
@@ -301,6 +316,17 @@ OF_NETWORKS = (
     ("GRU, 2 layers", "GRU", 2),
     ("IndRNN, 2 layers", "IndRNN", 2),
 )
+
+
+# Deep networks: (model, layers or blocks)
+DEEP = {
+    "stacked": ("stacked, not normalized", 6),
+    "stacked, batch": ("stacked", 6),
+    "stacked, layer": ("stacked, layer", 6),
+    "stacked, rms": ("stacked, rms", 6),
+    "residual": ("residual", 5),
+    "residual, batch": ("residual, batch", 5),
+}
 
 
 def tables_of_networks(study):
@@ -349,6 +375,18 @@ def tables_of_networks(study):
             study,
             "The others, in the time of four epochs of two LSTM layers",
             [("mixed_rnn", study.within(2), ("mixed", 2)), *others],
+        )
+    deep = [
+        (name, study.within(2), run)
+        for name, run in DEEP.items()
+        if any(study.seeds(task, *run) for task in study.tasks)
+    ]
+    if deep:
+        table(
+            study,
+            "Deep networks, in the time of four epochs of two LSTM layers",
+            [("LSTM, 2 layers", study.within(2), ("LSTM", 2)), *deep],
+            rivals=((1, 0), (1, 2), (1, 3), (1, 4), (5, 0), (5, 6)),
         )
 
 

@@ -62,9 +62,9 @@ def with_normalization_of_keras(model):
 
 # The rows: layers, and their normalization.
 IND_RNN = {
-    ("IndRNN", "batch"): ind_rnn,
+    ("IndRNN", "batch"): lambda args: ind_rnn(args, normalization="batch"),
     ("IndRNN", "batch, of Keras"): lambda args: with_normalization_of_keras(
-        ind_rnn(args)
+        ind_rnn(args, normalization="batch")
     ),
     ("IndRNN", "layer"): lambda args: ind_rnn(args, normalization="layer"),
     ("IndRNN", "rms"): lambda args: ind_rnn(args, normalization="rms"),

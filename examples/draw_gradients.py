@@ -29,15 +29,12 @@ def build_model(args):
         "units": args.units,
         "num_outputs": 1,
         "long_memory": True,
+        "normalization": None if args.model == "plain" else "batch",
     }
     if args.model == "residual":
         model = residual_ind_rnn(num_blocks=args.layers // 2, **options)
     else:
-        model = stacked_ind_rnn(
-            num_layers=args.layers,
-            normalization="batch" if args.model == "stacked" else None,
-            **options,
-        )
+        model = stacked_ind_rnn(num_layers=args.layers, **options)
     model.compile(
         keras.optimizers.Adam(args.learning_rate, global_clipnorm=1.0), "mse"
     )

@@ -392,6 +392,7 @@ def build_model(args, steps):
             10,
             dropout=args.dropout,
             long_memory=True,
+            normalization="batch",
         )
     else:
         layers = [keras.Input(shape)]

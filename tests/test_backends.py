@@ -71,7 +71,9 @@ def test_networks_learn_and_are_saved(tmp_path):
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [
-            stacked_ind_rnn((T, F), 8, 1, return_sequences=True),
+            stacked_ind_rnn(
+                (T, F), 8, 1, normalization="batch", return_sequences=True
+            ),
             DilatedRNN(
                 [keras.layers.SimpleRNN(6), IndRNN(5), keras.layers.GRU(4)],
                 dilations=[1, 2, 4],

@@ -41,7 +41,9 @@ LAYERS = {
     ),
     "BatchNormalization": BatchNormalization,
     "TimeStepBatchNormalization": lambda: TimeStepBatchNormalization(T),
-    "stacked_ind_rnn": lambda: stacked_ind_rnn((T, F), N, 2),
+    "stacked_ind_rnn": lambda: stacked_ind_rnn(
+        (T, F), N, 2, normalization="batch"
+    ),
     "residual_ind_rnn": lambda: residual_ind_rnn((T, F), N, 1),
     "dense_ind_rnn": lambda: dense_ind_rnn((T, F), 2, (1, 1)),
 }

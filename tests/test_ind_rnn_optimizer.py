@@ -102,7 +102,12 @@ def gradients_at(model, weights):
         (lambda: keras.layers.RNN(IndRNNCell(N, **START)), 1000),
         (lambda: DilatedRNN([layer_of_u()], [4]), T / 4),
         # Whose kernels are those of layers before the normalization
-        (lambda: stacked_ind_rnn((T, F), N, 2, **START), T),
+        (
+            lambda: stacked_ind_rnn(
+                (T, F), N, 2, normalization="batch", **START
+            ),
+            T,
+        ),
         # Whose gates are trained by Adam
         (
             lambda: keras.Sequential(

@@ -333,7 +333,9 @@ EVERYWHERE = {
     "IndyLSTM": lambda: IndyLSTM(N),
     "ResetRNN": lambda: ResetRNN(keras.layers.GRUCell(N)),
     "DilatedRNN": lambda: DilatedRNN([keras.layers.LSTM(N), IndRNN(N)]),
-    "stacked": lambda: stacked_ind_rnn((None, F), N, 2, return_sequences=True),
+    "stacked": lambda: stacked_ind_rnn(
+        (None, F), N, 2, normalization="batch", return_sequences=True
+    ),
 }
 
 

@@ -63,7 +63,11 @@ MODELS = {
     ),
     "dilated_rnn": lambda: sequential(dilated_rnn("RNN", [4, 5], [2, 4])),
     "stacked": lambda: deep(
-        stacked_ind_rnn, units=4, num_layers=2, dilations=[1, 2]
+        stacked_ind_rnn,
+        units=4,
+        num_layers=2,
+        dilations=[1, 2],
+        normalization="batch",
     ),
     "residual": lambda: deep(
         residual_ind_rnn, units=4, num_blocks=1, normalization=RMS
@@ -72,7 +76,11 @@ MODELS = {
         dense_ind_rnn, growth_rate=2, block_sizes=(1,), dropout=0.2
     ),
     "statistics of steps": lambda: deep(
-        stacked_ind_rnn, units=4, num_layers=2, max_steps=6
+        stacked_ind_rnn,
+        units=4,
+        num_layers=2,
+        normalization="batch",
+        max_steps=6,
     ),
 }
 

@@ -33,18 +33,20 @@ def weights(layer, *shape):
 
 @pytest.mark.parametrize(
     "shortest, longest, negative",
-    [(0.5, 1000, 0.25), (3, 30, 0.0), (0.1, 1, 0.9)],
+    [(0.5, 1000, 0.25), (3, 30, 0.0), (0.1, 1, 0.75)],
 )
-def test_time_constants_are_log_uniform(shortest, longest, negative):
+@pytest.mark.parametrize("units", [16, 4000])
+def test_time_constants_are_log_uniform(shortest, longest, negative, units):
+    """At the quantiles, in any order."""
     initializer = TimeConstants(shortest, longest, negative, seed=1)
-    u = np.array(initializer((4000,), "float64"))
+    u = np.array(initializer((units,), "float64"))
     for part, share in ((u[u < 0], negative), (u[u > 0], 1 - negative)):
-        assert abs(len(part) - 4000 * share) <= 2.5 * np.sqrt(4000 / 4)
-        if share:
-            tau = -1 / np.log(np.abs(part))
-            place = np.log(tau / shortest) / np.log(longest / shortest)
-            assert -1e-3 < place.min() and place.max() < 1 + 1e-3
-            assert kolmogorov_smirnov(place) < 1.63  # 1 %
+        assert len(part) == units * share
+        tau = -1 / np.log(np.abs(part))
+        place = np.log(tau / shortest) / np.log(longest / shortest)
+        quantiles = (np.arange(len(part)) + 0.5) / max(1, len(part))
+        np.testing.assert_allclose(np.sort(place), quantiles, atol=1e-3)
+        assert len(part) < 3 or (np.diff(place) < 0).any()
     assert (np.abs(u) < 1).all()
     # Or one for all
     u = TimeConstants(7, 7, negative=0.0)((50,))
@@ -75,8 +77,8 @@ def test_an_initializer_repeats_itself_and_others_differ(make):
         assert type(again) is type(seeded) and again.get_config() == config
         np.testing.assert_array_equal(again(shape), seeded(shape))
     np.testing.assert_array_equal(unseeded(shape), unseeded(shape))
-    assert np.abs(seeded(shape) - other(shape)).min() > 0
-    assert np.abs(unseeded(shape) - third(shape)).min() > 0
+    assert np.abs(seeded(shape) - other(shape)).mean() > 0.01
+    assert np.abs(unseeded(shape) - third(shape)).mean() > 0.01
     for dtype in ("float16", "float64", None):
         assert seeded(shape, dtype).dtype == (dtype or "float32")
 
@@ -179,7 +181,8 @@ def test_both_directions_differ():
         plain = cell.kernel / taken_off(cell.recurrent_kernel, 20)
         limit = np.sqrt(6 / np.sqrt(3 * 50))
         assert 0.9 * limit < np.abs(plain).max() <= limit * 1.0001
-    assert np.abs(cells[0].recurrent_kernel - cells[1].recurrent_kernel).min()
+    differences = np.abs(cells[0].recurrent_kernel - cells[1].recurrent_kernel)
+    assert differences.mean() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,12 @@ RECURRENT = [
 ]
 MODELS = {
     **{layer.__name__: lambda layer=layer: stack(layer) for layer in RECURRENT},
-    "stacked": lambda: filled(stacked_ind_rnn((T, F), 4, 2, 2)),
-    "residual": lambda: filled(residual_ind_rnn((T, F), 4, 2, 2)),
+    "stacked": lambda: filled(
+        stacked_ind_rnn((T, F), 4, 2, 2, normalization="batch")
+    ),
+    "residual": lambda: filled(
+        residual_ind_rnn((T, F), 4, 2, 2, normalization="batch")
+    ),
     "dense": lambda: filled(dense_ind_rnn((T, F), 2, (2, 1), 2)),
     "rms": lambda: filled(stacked_ind_rnn((T, F), 4, 2, 2, normalization=RMS)),
     "all steps": lambda: filled(

@@ -33,7 +33,12 @@ def body(kind, **options):
             **options,
         ),
         "stacked": lambda: stacked_ind_rnn(
-            (T, F), N, 2, recurrent_initializer="ones", **bound
+            (T, F),
+            N,
+            2,
+            recurrent_initializer="ones",
+            normalization="batch",
+            **bound,
         ),
     }[kind]()
 

@@ -41,7 +41,13 @@ def network(kind, **options):
             [IndRNN(N, **bound), keras.layers.SimpleRNN(6)], [1, 3]
         ),
         "stacked": lambda: stacked_ind_rnn(
-            (T, F), N, 2, recurrent_initializer=uniform, **bound, **options
+            (T, F),
+            N,
+            2,
+            recurrent_initializer=uniform,
+            normalization="batch",
+            **bound,
+            **options,
         ),
     }[kind]()
     return keras.Sequential([keras.Input((T, F)), body, keras.layers.Dense(1)])
