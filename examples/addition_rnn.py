@@ -71,7 +71,7 @@ def build_model(args):
         rate = IND_RNN_RATE if args.model == "indrnn" else OTHER_RATE
     model.compile(
         TimeScaledAdam(  # for networks without IndRNN, it is Adam
-            training.cosine(rate, steps, min(100, steps // 2)),
+            training.cosine(rate, steps, min(300, steps // 2)),
             global_clipnorm=1.0,
         ),
         "mse",
@@ -107,7 +107,7 @@ def add_arguments(parser):
         "--learning-rate",
         type=arguments.positive,
         metavar="N",
-        help="of `TimeScaledAdam`, after 100 steps of warm-up, falling to 0 "
+        help="of `TimeScaledAdam`, after 300 steps of warm-up, falling to 0 "
         "along a cosine; the paper has 2e-4 of Adam, divided by 10 every "
         "20,000 steps (default: "
         f"{IND_RNN_RATE}; other networks: {OTHER_RATE})",
