@@ -41,13 +41,7 @@ def network(kind, **options):
             [IndRNN(N, **bound), keras.layers.SimpleRNN(6)], [1, 3]
         ),
         "stacked": lambda: stacked_ind_rnn(
-            (T, F),
-            N,
-            2,
-            recurrent_initializer=uniform,
-            normalization="batch",
-            **bound,
-            **options,
+            (T, F), N, 2, recurrent_initializer=uniform, **bound, **options
         ),
     }[kind]()
     return keras.Sequential([keras.Input((T, F)), body, keras.layers.Dense(1)])
@@ -58,9 +52,9 @@ def batch(step):
     return x, x.sum(axis=(1, 2))[:, None] + 5
 
 
-def trained(kind, scope, optimizer, **options):
+def trained(kind, scope, optimizer):
     with scope:
-        model = network(kind, **options)
+        model = network(kind)
         model.compile(optimizer(0.01), "mse")
     model.fit(training.batches(batch, 4), epochs=2, shuffle=False, verbose=0)
     return model
@@ -76,11 +70,10 @@ def replicas(weight):
     + [("layer", TimeScaledAdam)],
 )
 def test_mirrored_fit_equals_one_device(kind, optimizer, mirrored):
-    options = {"normalization": None} if kind == "stacked" else {}
-    one = trained(kind, contextlib.nullcontext(), optimizer, **options)
-    two = trained(kind, mirrored.scope(), optimizer, **options)
+    one = trained(kind, contextlib.nullcontext(), optimizer)
+    two = trained(kind, mirrored.scope(), optimizer)
     assert len(one.weights) == len(two.weights) > 3
-    start = network(kind, **options).get_weights()
+    start = network(kind).get_weights()
     for before, a, b in zip(start, one.weights, two.weights, strict=True):
         np.testing.assert_array_equal(*replicas(b))
         np.testing.assert_allclose(replicas(b)[0], a, rtol=0, atol=1e-5)
@@ -92,7 +85,7 @@ def test_mirrored_fit_equals_one_device(kind, optimizer, mirrored):
 def test_statistics_are_those_of_each_replica(mirrored):
     """Each replica normalizes by, and keeps, those of its part of a batch."""
     with mirrored.scope():
-        model = network("stacked", normalize_first=True)
+        model = network("stacked", normalization="batch", normalize_first=True)
         model.compile(keras.optimizers.SGD(0.01), "mse")
     stack = model.layers[0]
     (kernel,) = stack.layers[1].get_weights()
