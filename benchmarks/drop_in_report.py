@@ -20,14 +20,7 @@ import argparse
 import pathlib
 import statistics
 
-from drop_in import (
-    CANDIDATES,
-    EPOCHS,
-    HOUSE,
-    STARTS_OF_GATES,
-    STUDY,
-    read,
-)
+from drop_in import CANDIDATES, EPOCHS, HOUSE, STARTS_OF_GATES, STUDY, read
 from drop_in_networks import BOUNDS
 
 ACCURACIES = "rows", "pixels", "permuted", "words"
@@ -364,24 +357,29 @@ def tables_of_networks(study):
         ("Weights", weights),
     ):
         compared(title, values, everyone, (), score=False)
-    others = [
-        (f"{name}, {count or 'T'} layers", study.within(2), (name, count))
-        for name, counts, _ in HOUSE
-        for count in counts
-        if any(study.seeds(task, name, count) for task in study.tasks)
-    ]
+
+    def that_ran(runs):
+        """The columns of those of these runs that are in the study."""
+        return [
+            (name, study.within(2), run)
+            for name, run in runs.items()
+            if any(study.seeds(task, *run) for task in study.tasks)
+        ]
+
+    others = that_ran(
+        {
+            f"{name}, {count or 'T'} layers": (name, count)
+            for name, counts, _ in HOUSE
+            for count in counts
+        }
+    )
     if others:
         table(
             study,
             "The others, in the time of four epochs of two LSTM layers",
             [("mixed_rnn", study.within(2), ("mixed", 2)), *others],
         )
-    deep = [
-        (name, study.within(2), run)
-        for name, run in DEEP.items()
-        if any(study.seeds(task, *run) for task in study.tasks)
-    ]
-    if deep:
+    if deep := that_ran(DEEP):
         table(
             study,
             "Deep networks, in the time of four epochs of two LSTM layers",
